@@ -1,0 +1,144 @@
+//! Compiles the policy files into Rust constants: `seccomp/<arch>/*.json` into BPF, `process.json` into tables.
+//!
+//! A file that breaks the house rules (a rule without a reason, a default action other than kill, a system call both
+//! constrained and not) breaks the build, so that no binary with such a policy exists.
+
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FilterFile {
+    mismatch_action: String,
+    match_action: String,
+    filter: Vec<Rule>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rule {
+    syscall: String,
+    comment: String,
+    #[serde(default)]
+    args: Option<Vec<serde_json::Value>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Process {
+    comment: String,
+    capabilities: Vec<String>,
+    #[serde(default)]
+    namespaces: Vec<String>,
+    #[serde(default)]
+    rlimits: BTreeMap<String, u64>,
+    #[serde(default)]
+    fds: Vec<Fd>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fd {
+    number: i32,
+    what: String,
+}
+
+fn main() {
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap());
+    let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap();
+    let folder = root.join("seccomp").join(&arch);
+    println!("cargo::rerun-if-changed={}", folder.display());
+    println!("cargo::rerun-if-changed={}", root.join("process.json").display());
+    let mut code = String::new();
+    let mut files: Vec<PathBuf> = fs::read_dir(&folder)
+        .unwrap_or_else(|e| panic!("{}: {e}", folder.display()))
+        .map(|f| f.unwrap().path())
+        .collect();
+    files.sort();
+    let mut all = Vec::new();
+    for file in files.iter().filter(|f| f.extension().is_some_and(|e| e == "json")) {
+        println!("cargo::rerun-if-changed={}", file.display());
+        if let Some(name) = filter(file, &arch, &mut code) {
+            all.push(name);
+        }
+    }
+    writeln!(
+        code,
+        "/// Every compiled filter.\npub static ALL: &[&Filter] = &[{}];",
+        all.iter().map(|n| format!("&{n}")).collect::<Vec<_>>().join(", ")
+    )
+    .unwrap();
+    processes(&root.join("process.json"), &mut code);
+    fs::write(Path::new(&env::var_os("OUT_DIR").unwrap()).join("policies.rs"), code).unwrap();
+}
+
+/// Emits one filter; `None` for a file that declares its process unfiltered.
+fn filter(file: &Path, arch: &str, code: &mut String) -> Option<String> {
+    let stem = file.file_stem().unwrap().to_str().unwrap();
+    let text = fs::read_to_string(file).unwrap();
+    let json: BTreeMap<String, serde_json::Value> =
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    let (name, body) = json.first_key_value().unwrap();
+    assert!(json.len() == 1 && name == stem, "{}: one filter a file, named as the file", file.display());
+    if body.get("unfiltered").is_some() {
+        return None;
+    }
+    let parsed: FilterFile = serde_json::from_value(body.clone()).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    assert!(parsed.mismatch_action == "kill_process", "{}: the default action is kill_process", file.display());
+    assert!(parsed.match_action == "allow", "{}: rules allow", file.display());
+    let mut constrained: BTreeMap<&str, bool> = BTreeMap::new();
+    for rule in &parsed.filter {
+        assert!(rule.comment.len() >= 8, "{}: {}: a rule says which code needs it", file.display(), rule.syscall);
+        let has_args = rule.args.as_ref().is_some_and(|a| !a.is_empty());
+        let before = constrained.insert(&rule.syscall, has_args);
+        assert!(
+            before.is_none() || (before == Some(true) && has_args),
+            "{}: {} stands there twice, at least once without conditions",
+            file.display(),
+            rule.syscall
+        );
+    }
+    let compiled =
+        seccompiler::compile_from_json(text.as_bytes(), arch.try_into().expect("an architecture of seccompiler"))
+            .unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    let program = &compiled[name.as_str()];
+    let constant = name.to_uppercase().replace('-', "_");
+    let syscalls: Vec<&str> = constrained.keys().copied().collect();
+    writeln!(
+        code,
+        "/// `seccomp/{arch}/{name}.json`: {} system calls, {} instructions.",
+        syscalls.len(),
+        program.len()
+    )
+    .unwrap();
+    writeln!(code, "pub static {constant}: Filter = Filter {{ name: {name:?}, syscalls: &{syscalls:?}, program: &[")
+        .unwrap();
+    for i in program {
+        writeln!(code, "    sock_filter {{ code: {}, jt: {}, jf: {}, k: {} }},", i.code, i.jt, i.jf, i.k).unwrap();
+    }
+    writeln!(code, "] }};").unwrap();
+    Some(constant)
+}
+
+/// Emits `process.json`.
+fn processes(file: &Path, code: &mut String) {
+    let all: BTreeMap<String, Process> =
+        serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    for (name, p) in all {
+        assert!(p.comment.len() >= 8, "{}: {name} says what it is", file.display());
+        let rlimits: Vec<_> = p.rlimits.iter().collect();
+        let fds: Vec<_> = p.fds.iter().map(|f| (f.number, f.what.as_str())).collect();
+        writeln!(
+            code,
+            "/// {}\npub static PROCESS_{}: Process = Process {{ name: {name:?}, capabilities: &{:?}, namespaces: &{:?}, rlimits: &{rlimits:?}, fds: &{fds:?} }};",
+            p.comment,
+            name.to_uppercase(),
+            p.capabilities,
+            p.namespaces,
+        )
+        .unwrap();
+    }
+}

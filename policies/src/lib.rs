@@ -1,0 +1,130 @@
+//! What every process of vmsup may do. The data is in `seccomp/`, `landlock.json` and `process.json`; build.rs turns it
+//! into the constants here; [`apply`] puts it in force, in debug and release alike.
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+use seccompiler::sock_filter;
+
+pub mod apply;
+
+/// A compiled seccomp filter. Default action: kill the process.
+#[derive(Debug)]
+pub struct Filter {
+    /// Name of its file without the suffix, `worker-vcpu`.
+    pub name: &'static str,
+    /// The system calls that it allows at all, sorted.
+    pub syscalls: &'static [&'static str],
+    /// The BPF program.
+    pub program: &'static [sock_filter],
+}
+
+/// What `process.json` says of one process.
+#[derive(Debug)]
+pub struct Process {
+    /// `worker`, `jailer`, …
+    pub name: &'static str,
+    /// Capabilities that it keeps.
+    pub capabilities: &'static [&'static str],
+    /// Namespaces of its own, as `/proc/PID/ns` names them.
+    pub namespaces: &'static [&'static str],
+    /// Resource limits: name without `RLIMIT_`, in lower case, and the value of both limits.
+    pub rlimits: &'static [(&'static str, u64)],
+    /// Fds that it is born with.
+    pub fds: &'static [(i32, &'static str)],
+}
+
+include!(concat!(env!("OUT_DIR"), "/policies.rs"));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    /// DESIGN §7: allowed system calls on x86_64.
+    #[test]
+    fn budgets_hold() {
+        for (filter, budget) in
+            [(&WORKER_VCPU, 10), (&WORKER_REACTOR, 20), (&WORKER_CONTROL, 20), (&WORKER_STARTUP, 45)]
+        {
+            assert!(filter.syscalls.len() <= budget, "{}: {} > {budget}", filter.name, filter.syscalls.len());
+        }
+        let union: BTreeSet<_> = [&WORKER_VCPU, &WORKER_REACTOR, &WORKER_CONTROL, &WORKER_IO]
+            .iter()
+            .flat_map(|f| f.syscalls.iter().copied())
+            .collect();
+        assert!(union.len() <= 32, "all worker threads together: {} {union:?}", union.len());
+    }
+
+    /// Filters stack: what the start-up filter does not allow, no thread gets back.
+    #[test]
+    fn a_thread_filter_is_a_subset_of_the_startup_filter() {
+        for filter in [&WORKER_VCPU, &WORKER_REACTOR, &WORKER_CONTROL, &WORKER_IO] {
+            for call in filter.syscalls {
+                assert!(WORKER_STARTUP.syscalls.contains(call), "{} allows {call}, start-up does not", filter.name);
+            }
+        }
+    }
+
+    #[test]
+    fn the_default_action_is_to_kill_the_process() {
+        const SECCOMP_RET_KILL_PROCESS: u32 = 0x8000_0000;
+        assert_eq!(ALL.len(), 6);
+        for filter in ALL {
+            let last_returns: Vec<u32> = filter.program.iter().filter(|i| i.code == 0x06).map(|i| i.k).collect();
+            assert!(last_returns.contains(&SECCOMP_RET_KILL_PROCESS), "{}", filter.name);
+            assert!(
+                last_returns.iter().all(|k| *k == SECCOMP_RET_KILL_PROCESS || *k == 0x7fff_0000),
+                "{}: an action that is neither kill nor allow",
+                filter.name
+            );
+        }
+    }
+
+    /// The system calls that no worker thread may make, ever: THREATS.md's attacks.
+    #[test]
+    fn no_worker_filter_allows_a_way_out() {
+        for filter in ALL.iter().filter(|f| f.name.starts_with("worker")) {
+            for call in [
+                "open",
+                "openat",
+                "openat2",
+                "creat",
+                "connect",
+                "socket",
+                "bind",
+                "execve",
+                "execveat",
+                "fork",
+                "vfork",
+                "clone",
+                "mount",
+                "mknod",
+                "mknodat",
+                "ptrace",
+                "process_vm_readv",
+                "process_vm_writev",
+                "kill",
+                "tkill",
+                "tgkill",
+                "unshare",
+                "setns",
+                "bpf",
+                "userfaultfd",
+                "io_uring_setup",
+                "io_uring_register",
+                "prlimit64",
+                "setrlimit",
+                "capset",
+                "setuid",
+                "setresuid",
+                "perf_event_open",
+                "keyctl",
+                "memfd_create",
+                "pidfd_open",
+                "pidfd_getfd",
+            ] {
+                assert!(!filter.syscalls.contains(&call), "{} allows {call}", filter.name);
+            }
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! The API: HTTP/JSON on a Unix socket.
+
+pub mod types;

@@ -1,0 +1,5 @@
+//! vmsup: the supervisor (`vmsup serve`) and the command line.
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod spec;

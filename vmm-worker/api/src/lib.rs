@@ -1,0 +1,220 @@
+//! What supervisor and worker say to each other: types only, and the layout of the console ring that both see.
+//!
+//! The worker listens, confined and empty; the supervisor connects and sends one [`Request::Start`] with the fds of
+//! [`StartSpec::fd_roles`]. To the worker the spec is checked by [`StartSpec::check`] again: it may come from a
+//! supervisor that is wrong. To the supervisor all that comes back is an allegation.
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+use serde::{Deserialize, Serialize};
+
+pub mod console;
+
+/// Name of the protocol in the opening handshake.
+pub const NAME: &str = "vmsup-worker";
+/// Version of the protocol in the opening handshake.
+pub const VERSION: u16 = 1;
+/// The most vCPUs of one VM.
+pub const CPUS_MAX: u8 = 32;
+/// The most disks of one VM.
+pub const DISKS_MAX: usize = 8;
+/// The longest kernel command line, bytes without the closing NUL (x86 COMMAND_LINE_SIZE is 2048 with it).
+pub const CMDLINE_MAX: usize = 2047;
+/// The longest serial number of a disk, bytes (virtio 1.2, 5.2.6.1: VIRTIO_BLK_ID_BYTES).
+pub const SERIAL_MAX: usize = 20;
+/// The most guest memory, MiB (1 TiB).
+pub const MEMORY_MIB_MAX: u32 = 1024 * 1024;
+/// The least guest memory, MiB: a PVH guest is linked at 16 MiB.
+pub const MEMORY_MIB_MIN: u32 = 20;
+
+/// A VM as the worker sees it. The files are the fds that travel with it, in the order of [`StartSpec::fd_roles`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartSpec {
+    /// How many vCPUs, 1 to [`CPUS_MAX`].
+    pub cpus: u8,
+    /// Guest RAM, MiB; the memfd has exactly this size.
+    pub memory_mib: u32,
+    /// An initrd comes along.
+    pub initrd: bool,
+    /// Kernel command line, without NUL.
+    pub cmdline: String,
+    /// The disks, in the order in which the guest finds them.
+    pub disks: Vec<DiskSpec>,
+}
+
+/// One disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSpec {
+    /// The guest may not write; the fd is open for reading only as well.
+    pub readonly: bool,
+    /// What the guest reads as the disk's serial number, at most [`SERIAL_MAX`] bytes of printable ASCII.
+    pub serial: String,
+    /// Who does the I/O.
+    pub engine: Engine,
+}
+
+/// Who does a disk's I/O.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Engine {
+    /// A small pool of threads with `preadv` and `pwritev`.
+    Threads,
+}
+
+/// What an fd of [`Request::Start`] is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FdRole {
+    /// `/dev/kvm`, read and write.
+    Kvm,
+    /// Guest RAM: a memfd sealed against resizing.
+    Ram,
+    /// The console's ring: a memfd of [`console::RING_BYTES`], sealed against resizing.
+    ConsoleRing,
+    /// Eventfd that the worker writes when the ring has news and its reader had caught up.
+    ConsoleNotify,
+    /// Read end of a pipe: what the guest gets on its serial port.
+    ConsoleInput,
+    /// The kernel image, read only.
+    Kernel,
+    /// The initrd, read only.
+    Initrd,
+    /// Disk number n, a regular file or a block device.
+    Disk(u8),
+}
+
+impl StartSpec {
+    /// The fds that travel with this spec, in order.
+    pub fn fd_roles(&self) -> Vec<FdRole> {
+        use FdRole::*;
+        let mut roles = vec![Kvm, Ram, ConsoleRing, ConsoleNotify, ConsoleInput, Kernel];
+        if self.initrd {
+            roles.push(Initrd);
+        }
+        roles.extend((0..self.disks.len().min(DISKS_MAX)).map(|n| Disk(n as u8)));
+        roles
+    }
+
+    /// Checks what the types do not hold.
+    ///
+    /// # Errors
+    /// One sentence without a final full stop, naming the field.
+    pub fn check(&self) -> Result<(), String> {
+        if self.cpus == 0 || self.cpus > CPUS_MAX {
+            return Err(format!("cpus: {} vCPUs, where 1 to {CPUS_MAX} are possible", self.cpus));
+        }
+        if !(MEMORY_MIB_MIN..=MEMORY_MIB_MAX).contains(&self.memory_mib) {
+            return Err(format!(
+                "memory_mib: {} MiB, where {MEMORY_MIB_MIN} to {MEMORY_MIB_MAX} are possible",
+                self.memory_mib
+            ));
+        }
+        if self.cmdline.len() > CMDLINE_MAX || self.cmdline.contains('\0') {
+            return Err(format!("boot.cmdline: more than {CMDLINE_MAX} bytes, or a NUL"));
+        }
+        if self.disks.len() > DISKS_MAX {
+            return Err(format!("disks: {} disks, where {DISKS_MAX} are possible", self.disks.len()));
+        }
+        for (n, disk) in self.disks.iter().enumerate() {
+            if disk.serial.len() > SERIAL_MAX || !disk.serial.bytes().all(|b| b.is_ascii_graphic()) {
+                return Err(format!("disks[{n}].serial: more than {SERIAL_MAX} bytes, or not printable ASCII"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// From the supervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Be this VM. Once, as the first request; answered by `Started` or `Failed`, after which the worker leaves.
+    Start(StartSpec),
+    /// Press the guest's power button. Answered by `Done`.
+    PowerButton,
+    /// Is the control thread alive? Answered by `Done`.
+    Ping,
+}
+
+impl ipc::Message for Request {
+    const MAX_BYTES: usize = 8192;
+    fn fd_count(&self) -> usize {
+        match self {
+            Request::Start(spec) => spec.fd_roles().len(),
+            _ => 0,
+        }
+    }
+}
+
+/// From the worker: one for each request, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// The vCPUs run, every thread is under its own filter.
+    Started(Timings),
+    /// There will be no VM; the worker leaves.
+    Failed(StartFailure),
+    /// The request was carried out.
+    Done,
+}
+
+impl ipc::Message for Reply {
+    const MAX_BYTES: usize = 1024;
+}
+
+/// Where a start's time went, µs each, in this order.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timings {
+    /// RAM mapped, VM made, memslots set.
+    pub memory: u32,
+    /// irqchip, vCPUs.
+    pub vcpus: u32,
+    /// Devices and their eventfds.
+    pub devices: u32,
+    /// Kernel, initrd and tables in guest RAM.
+    pub boot: u32,
+    /// Threads made and narrowed to their filters.
+    pub threads: u32,
+}
+
+/// Why a worker could not become the VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartFailure {
+    /// What was at fault.
+    pub part: Part,
+    /// One sentence without a final full stop.
+    pub detail: String,
+}
+
+/// The part of a VM that an error is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Part {
+    /// The spec itself.
+    Spec,
+    /// The host's KVM.
+    Kvm,
+    /// Guest RAM.
+    Memory,
+    /// The kernel image.
+    Kernel,
+    /// The initrd.
+    Initrd,
+    /// The kernel command line.
+    Cmdline,
+    /// Disk number n.
+    Disk(u8),
+    /// The console.
+    Console,
+    /// A thread or its filter.
+    Thread,
+}
+
+/// A worker's exit statuses. An allegation like all that a worker says: it concerns its own VM only.
+pub mod exit {
+    /// The guest switched itself off.
+    pub const SHUTDOWN: i32 = 0;
+    /// The guest asked for a reset.
+    pub const RESET: i32 = 10;
+    /// The guest cannot go on (triple fault, an exit that KVM could not handle); the last words say why.
+    pub const CRASH: i32 = 20;
+    /// It could not become the VM; `Failed` or the last words say why.
+    pub const FAILED: i32 = 30;
+    /// It was empty, and the jailer that it waited for is gone.
+    pub const ORPHANED: i32 = 40;
+}
