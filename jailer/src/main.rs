@@ -1,2 +1,28 @@
-//! Placeholder until the program is written in this very change.
-fn main() {}
+//! `vmsup-jailer`: see the library's head.
+#![forbid(unsafe_code)]
+
+use jailer::{inspect, serve};
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: vmsup-jailer serve --worker FILE [--pool N] [--cgroup DIR]   (started by vmsup serve)
+       vmsup-jailer inspect PID [--wire]";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let result = match args.first().map(String::as_str) {
+        Some("serve") => serve::Options::parse(&args[1..]).and_then(serve::serve),
+        Some("inspect") => inspect::main(&args[1..]),
+        Some("--version" | "version") => {
+            println!("vmsup-jailer {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+        _ => Err(serve::Error::Usage(USAGE.to_owned())),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vmsup-jailer: {error}");
+            ExitCode::from(if matches!(error, serve::Error::Usage(_)) { 2 } else { 1 })
+        }
+    }
+}

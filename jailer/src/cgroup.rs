@@ -1,0 +1,208 @@
+//! Cgroup v2: the delegated directory, and a leaf for each worker.
+//!
+//! A directory is used where the jailer was told to (`--cgroup`), or where it is alone in its own, as in a scope with
+//! Delegate=yes: then it moves into a leaf of its own first, because a cgroup with controllers for children has no
+//! processes itself. Other processes are never moved.
+
+use jail_spec::{CgroupLimits, Slot};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{Mode, OFlags};
+use std::path::{Path, PathBuf};
+
+/// The delegated directory.
+pub struct Delegated {
+    path: PathBuf,
+}
+
+/// One worker's leaf.
+pub struct Leaf {
+    path: PathBuf,
+    fd: OwnedFd,
+}
+
+/// Controllers that limits need.
+const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+
+impl Delegated {
+    /// Finds and prepares the directory.
+    ///
+    /// # Errors
+    /// Why there is none: a sentence without a final full stop.
+    pub fn prepare(told: Option<&Path>) -> Result<Delegated, String> {
+        let path = match told {
+            Some(path) => path.to_owned(),
+            None => own_if_alone()?,
+        };
+        let read = |file: &str| {
+            std::fs::read_to_string(path.join(file)).map_err(|e| format!("{}: {e}", path.join(file).display()))
+        };
+        let available = read("cgroup.controllers")?;
+        if let Some(missing) = CONTROLLERS.iter().find(|c| !available.split_whitespace().any(|a| a == **c)) {
+            return Err(format!("{} has no {missing} controller", path.display()));
+        }
+        if told.is_none() {
+            let leaf = path.join("jailer");
+            make_directory(&leaf)?;
+            write(&leaf.join("cgroup.procs"), "0")?;
+        }
+        write(&path.join("cgroup.subtree_control"), "+cpu +memory +pids")?;
+        let delegated = Delegated { path };
+        delegated.remove_leftovers();
+        Ok(delegated)
+    }
+
+    /// Its path, for people.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the leaf of `slot`.
+    ///
+    /// # Errors
+    /// A sentence without a final full stop.
+    pub fn leaf(&self, slot: Slot) -> Result<Leaf, String> {
+        let path = self.path.join(format!("w{}", slot.0));
+        make_directory(&path)?;
+        let fd = rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|e| format!("{}: {e}", path.display()))?;
+        Ok(Leaf { path, fd })
+    }
+
+    /// Removes leaves that a predecessor left: rmdir takes only empty ones.
+    fn remove_leftovers(&self) {
+        for entry in std::fs::read_dir(&self.path).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let ours = name.to_str().and_then(|n| n.strip_prefix('w')).is_some_and(|n| n.parse::<u32>().is_ok());
+            if ours {
+                let _ = std::fs::remove_dir(entry.path());
+            }
+        }
+    }
+}
+
+impl Leaf {
+    /// For `CLONE_INTO_CGROUP`.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Writes the limits.
+    ///
+    /// # Errors
+    /// A sentence without a final full stop.
+    pub fn limit(&self, limits: &CgroupLimits) -> Result<(), String> {
+        for (file, value) in files(limits) {
+            let path = self.path.join(file);
+            // A kernel without swap accounting has no swap to account for here.
+            if file == "memory.swap.max" && !path.exists() {
+                continue;
+            }
+            write(&path, &value)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Leaf {
+    /// After its worker was reaped, so that it is empty.
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.path);
+    }
+}
+
+/// The files of the limits, and what is written to them.
+fn files(limits: &CgroupLimits) -> Vec<(&'static str, String)> {
+    let mut files = Vec::new();
+    if let Some(bytes) = limits.memory_max {
+        files.push(("memory.max", bytes.to_string()));
+        // Without this the limit would only move guest memory to the host's swap.
+        files.push(("memory.swap.max", "0".into()));
+    }
+    if let Some(threads) = limits.pids_max {
+        files.push(("pids.max", threads.to_string()));
+    }
+    if let Some(percent) = limits.cpu_percent {
+        files.push(("cpu.max", format!("{} 100000", u64::from(percent) * 1000)));
+    }
+    files
+}
+
+/// Our own cgroup, where we are the only process in it.
+fn own_if_alone() -> Result<PathBuf, String> {
+    let read = |path: &str| std::fs::read_to_string(path).map_err(|e| format!("{path}: {e}"));
+    let mount = mount_point(&read("/proc/self/mountinfo")?).ok_or("cgroup v2 is not mounted")?;
+    let own = read("/proc/self/cgroup")?
+        .lines()
+        .find_map(|l| l.strip_prefix("0::/").map(str::to_owned))
+        .ok_or("this process is in no cgroup of version 2")?;
+    let path = Path::new(&mount).join(own);
+    let procs = path.join("cgroup.procs");
+    let pids = std::fs::read_to_string(&procs).map_err(|e| format!("{}: {e}", procs.display()))?;
+    let me = rustix::process::getpid().as_raw_nonzero().to_string();
+    if pids.split_whitespace().any(|pid| pid != me) {
+        return Err(format!("{} is shared with other processes and was not delegated to this one", path.display()));
+    }
+    Ok(path)
+}
+
+/// Where cgroup v2 is mounted, in the text of a mountinfo file.
+fn mount_point(mountinfo: &str) -> Option<String> {
+    mountinfo.lines().find_map(|line| {
+        let (mount, kind) = line.split_once(" - ")?;
+        (kind.split(' ').next() == Some("cgroup2")).then(|| mount.split(' ').nth(4).map(str::to_owned))?
+    })
+}
+
+fn make_directory(path: &Path) -> Result<(), String> {
+    match std::fs::create_dir(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(format!("{}: {e}", path.display())),
+        _ => Ok(()),
+    }
+}
+
+fn write(path: &Path, value: &str) -> Result<(), String> {
+    std::fs::write(path, value).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_written_in_the_kernels_units() {
+        let limits = CgroupLimits {
+            memory_max: Some(640 << 20),
+            pids_max: Some(64),
+            cpu_percent: Some(150),
+            best_effort: false,
+        };
+        let files = files(&limits);
+        assert!(files.contains(&("memory.max", "671088640".into())));
+        assert!(files.contains(&("memory.swap.max", "0".into())));
+        assert!(files.contains(&("pids.max", "64".into())));
+        assert!(files.contains(&("cpu.max", "150000 100000".into())));
+    }
+
+    #[test]
+    fn what_is_not_limited_is_not_written() {
+        assert!(files(&CgroupLimits::default()).is_empty());
+    }
+
+    #[test]
+    fn the_mount_point_is_found_among_version_1() {
+        let text = "30 24 0:26 / /sys/fs/cgroup/pids rw shared:1 - cgroup cgroup rw,pids\n\
+                    31 24 0:27 / /sys/fs/cgroup/unified rw shared:2 - cgroup2 cgroup2 rw\n";
+        assert_eq!(mount_point(text).as_deref(), Some("/sys/fs/cgroup/unified"));
+        assert_eq!(mount_point("30 24 0:26 / / rw - ext4 /dev/vda rw\n"), None);
+    }
+
+    #[test]
+    fn a_directory_without_the_controllers_is_refused_with_a_reason() {
+        let folder = std::env::temp_dir().join(format!("vmsup-cgroup-test-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("cgroup.controllers"), "cpu pids\n").unwrap();
+        let reason = Delegated::prepare(Some(&folder)).err().unwrap();
+        assert!(reason.contains("memory controller"), "{reason}");
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+}
