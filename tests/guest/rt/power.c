@@ -1,22 +1,29 @@
-/* Ways to end: the FADT's sleep control register (ACPI 6.5, 4.8.3.7), the i8042's reset line, or a triple fault. */
+/* Ways to end: the sleep control register that the FADT names (ACPI 6.5, 4.8.3.7), or the i8042's reset line. */
 #include "rt.h"
 
-#define FADT_RESET_REG 116
 #define FADT_SLEEP_CONTROL 244
 #define SLEEP_S5 ((5 << 2) | (1 << 5))
+/* Address space of a generic address structure (5.2.3.2). */
+#define SPACE_IO 1
 
-/* Writes a byte to where a generic address structure points: system memory (0) or I/O port (1). */
-static int write_gas(const uint8_t *gas, uint8_t value)
+static uint8_t sleep_control[12];
+
+/* Notes where the sleep control register is, before a guest overwrites the memory that the tables are in. */
+void power_init(void)
+{
+	const uint8_t *fadt = acpi_table("FACP");
+	uint32_t length = 0;
+	if (fadt)
+		memcpy(&length, fadt + 4, sizeof length);
+	if (length >= FADT_SLEEP_CONTROL + sizeof sleep_control)
+		memcpy(sleep_control, fadt + FADT_SLEEP_CONTROL, sizeof sleep_control);
+}
+
+uint32_t power_port(void)
 {
 	uint32_t address;
-	memcpy(&address, gas + 4, sizeof address);
-	if (!address)
-		return 0;
-	if (gas[0] == 1)
-		outb((uint16_t)address, value);
-	else
-		*(volatile uint8_t *)(uintptr_t)address = value;
-	return 1;
+	memcpy(&address, sleep_control + 4, sizeof address);
+	return sleep_control[0] == SPACE_IO ? address : 0;
 }
 
 void halt_for_ever(void)
@@ -27,12 +34,12 @@ void halt_for_ever(void)
 
 void power_off(void)
 {
-	const uint8_t *fadt = acpi_table("FACP");
-	uint32_t length = 0;
-	if (fadt)
-		memcpy(&length, fadt + 4, sizeof length);
-	if (length >= FADT_SLEEP_CONTROL + 12)
-		write_gas(fadt + FADT_SLEEP_CONTROL, SLEEP_S5);
+	uint32_t address;
+	memcpy(&address, sleep_control + 4, sizeof address);
+	if (address && sleep_control[0] == SPACE_IO)
+		outb((uint16_t)address, SLEEP_S5);
+	else if (address)
+		*(volatile uint8_t *)(uintptr_t)address = SLEEP_S5;
 	print("FAIL: no power off, resetting instead\n");
 	reset();
 }

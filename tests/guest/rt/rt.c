@@ -16,6 +16,7 @@ void guest_start(const struct start_info *info)
 	if (info && info->magic == START_INFO_MAGIC)
 		start_info = info;
 	traps_init();
+	power_init();
 	guest_main();
 	power_off();
 }

@@ -44,7 +44,6 @@ uint32_t option(const char *name, uint32_t otherwise);
 void put(char c);
 /* %u %d %x %c %s %%, and nothing else. */
 void print(const char *format, ...) __attribute__((format(printf, 1, 2)));
-/* A line without end of buffer checks: the byte only, as fast as the port takes it. */
 static inline void outb(uint16_t port, uint8_t value)
 {
 	__asm__ volatile("outb %0, %1" : : "a"(value), "Nd"(port) : "memory");
@@ -110,6 +109,9 @@ void apic_send_ipi(uint32_t apic_id, uint32_t low);
 void ioapic_route_edge(unsigned gsi, unsigned n);
 
 /* power.c */
+void power_init(void);
+/* The port of the sleep control register, 0 where it is none. */
+uint32_t power_port(void);
 void power_off(void) __attribute__((noreturn));
 void reset(void) __attribute__((noreturn));
 void halt_for_ever(void) __attribute__((noreturn));
