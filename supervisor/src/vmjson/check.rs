@@ -184,13 +184,27 @@ fn check_limits(spec: &VmSpec, limits: &Limits) -> Result<(), FieldError> {
     within("cpu_percent", limits.cpu_percent.map(u64::from), 1, 100 * u64::from(CPUS_MAX), "per cent")
 }
 
-/// A wrong value, quoted, with its control characters escaped and its length bounded.
+/// A wrong value in quotes, as [`escaped`] gives it.
 pub fn shown(value: &str) -> String {
+    format!("\"{}\"", escaped(value))
+}
+
+/// A wrong value with its control characters escaped and its length bounded.
+pub fn escaped(value: &str) -> String {
     let mut text: String = value.chars().take(SHOWN_MAX).flat_map(char::escape_debug).collect();
     if value.chars().nth(SHOWN_MAX).is_some() {
         text.push('…');
     }
-    format!("\"{text}\"")
+    text
+}
+
+/// A path for a message: whole where it is short, its end where it is long, no control characters.
+pub fn escaped_path(path: impl AsRef<std::path::Path>) -> String {
+    let text: String = path.as_ref().to_string_lossy().chars().flat_map(char::escape_debug).collect();
+    match text.char_indices().rev().nth(150) {
+        Some((at, _)) => format!("…{}", &text[at..]),
+        None => text,
+    }
 }
 
 /// A character, named where it cannot be seen.
