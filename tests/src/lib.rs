@@ -1,1 +1,59 @@
-//! What every integration test shares.
+//! What the integration tests share: users to run as, the built binaries, and a jailer or a whole host to talk to.
+//!
+//! Tests that start as root drop to users of their own: `vmsup-test`, who has subordinate uids, and `vmsup-bare`, who
+//! has none (`tests/setup-users` makes both). Started as an ordinary user, they run as that user.
+
+pub mod jailer;
+pub mod probe;
+pub mod user;
+
+use std::path::PathBuf;
+
+/// A built program: `$VMSUP_BIN/NAME`, else `target/bin/NAME` of this checkout.
+///
+/// # Panics
+/// Where it is not there: `make build` makes it.
+pub fn program(name: &str) -> PathBuf {
+    let folder = std::env::var_os("VMSUP_BIN")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/bin"), PathBuf::from);
+    let path = folder.join(name);
+    path.canonicalize().unwrap_or_else(|e| panic!("{}: {e}; run make build first", path.display()))
+}
+
+/// Says that a test did not run, and why; `make test` counts these lines.
+pub fn skip(name: &str, why: &str) {
+    println!("SKIPPED {name}: {why}");
+}
+
+/// A fresh directory that goes when this is dropped.
+#[derive(Debug)]
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// Makes it, for `user`, mode 0700, directly below /tmp (socket paths are short).
+    ///
+    /// # Panics
+    /// Where it cannot be made.
+    pub fn new(user: &user::User) -> Scratch {
+        use std::os::unix::fs::PermissionsExt;
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("/tmp/vmsup-t{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = PathBuf::from(name);
+        std::fs::create_dir(&path).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+        std::os::unix::fs::chown(&path, Some(user.uid), Some(user.gid)).unwrap();
+        Scratch(path)
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &std::path::Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

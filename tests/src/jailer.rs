@@ -1,0 +1,90 @@
+//! A jailer to talk to, with any program in the worker's place.
+
+use crate::{Scratch, user::User};
+use ipc::Channel;
+use jail_spec::{CgroupLimits, Facts, NAME, Reply, Request, Rlimits, VERSION, Worker};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::{Child, Stdio};
+
+/// A running jailer; its workers end with it.
+pub struct Jailer {
+    /// Its process.
+    pub child: Child,
+    /// The channel to it.
+    pub channel: Channel<Request, Reply>,
+    /// What it said of the host.
+    pub facts: Facts,
+    /// Where it binds its sockets.
+    pub folder: Scratch,
+}
+
+/// Limits that are in no test's way.
+pub const ROOMY: Rlimits = Rlimits { fsize: 1 << 40, nproc: 64, memlock: 65536 };
+
+impl Jailer {
+    /// Starts it as `user` with `program` in the worker's place.
+    ///
+    /// # Panics
+    /// Where it does not come up.
+    pub fn start(user: &User, program: &Path, pool: u32) -> Jailer {
+        let folder = Scratch::new(user);
+        let (channel, theirs) = Channel::<Request, Reply>::pair().unwrap();
+        let child = user
+            .command(crate::program("vmsup-jailer"))
+            .args(["serve", "--pool", &pool.to_string(), "--worker"])
+            .arg(program)
+            .current_dir(folder.path())
+            .stdin(Stdio::from(theirs.into_fd()))
+            .spawn()
+            .unwrap();
+        channel.handshake(NAME, VERSION, 0).unwrap();
+        let Reply::Ready(facts) = channel.receive().unwrap().0 else { panic!("Ready comes first") };
+        Jailer { child, channel, facts, folder }
+    }
+
+    /// Asks for a worker.
+    pub fn ask(&self, seq: u64, limits: Option<CgroupLimits>) {
+        self.channel.send(&Request::Make { seq, limits, rlimits: ROOMY }, &[]).unwrap();
+    }
+
+    /// The next reply.
+    pub fn reply(&self) -> (Reply, Vec<OwnedFd>) {
+        self.channel.receive().unwrap()
+    }
+
+    /// Asks for a worker and gets it.
+    ///
+    /// # Panics
+    /// Where it is refused.
+    pub fn make(&self, seq: u64) -> (Worker, OwnedFd) {
+        self.ask(seq, None);
+        match self.reply() {
+            (Reply::Made { worker, .. }, mut fds) => (worker, fds.remove(0)),
+            (other, _) => panic!("{other:?}"),
+        }
+    }
+
+    /// Connects to a worker, and checks as the supervisor does that its peer is the worker.
+    ///
+    /// # Panics
+    /// Where it cannot be reached or is somebody else.
+    pub fn connect(&self, worker: &Worker) -> OwnedFd {
+        let socket =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let path = self.folder.path().join(worker.slot.socket_name());
+        rustix::net::connect(&socket, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        let peer = rustix::net::sockopt::socket_peercred(socket.as_fd()).unwrap();
+        assert_eq!(peer.pid.as_raw_nonzero().get(), worker.pid);
+        assert_eq!(peer.uid.as_raw(), worker.uid);
+        socket
+    }
+}
+
+impl Drop for Jailer {
+    fn drop(&mut self) {
+        let _ = rustix::net::shutdown(&self.channel, rustix::net::Shutdown::Both);
+        let _ = self.child.wait();
+    }
+}
