@@ -5,6 +5,7 @@
 #define PLATFORM_H
 
 #define COM1 0x3f8
+#define COM1_GSI 4
 #define I8042_COMMAND 0x64
 
 #ifndef VIRTIO_BASE
@@ -21,6 +22,13 @@
 #define VIRTIO_FIRST_GSI 5u
 #endif
 #define GED_GSI 9u
+/* One byte: a bit for each event since the last read, which clears them. */
+#define GED_SELECT_PORT 0x600
+#define GED_POWER_BUTTON 1
+#define POWER_PORT 0x600
+#define POWER_SIZE 8
+#define SLEEP_CONTROL_PORT 0x604
+#define RESET_PORT 0x606
 
 #define LAPIC_BASE 0xfee00000u
 #define IOAPIC_BASE 0xfec00000u

@@ -108,10 +108,8 @@ void apic_timer_periodic(unsigned n, uint32_t count);
 void apic_send_ipi(uint32_t apic_id, uint32_t low);
 void ioapic_route_edge(unsigned gsi, unsigned n);
 
-/* power.c */
+/* off.c */
 void power_init(void);
-/* The port of the sleep control register, 0 where it is none. */
-uint32_t power_port(void);
 void power_off(void) __attribute__((noreturn));
 void reset(void) __attribute__((noreturn));
 void halt_for_ever(void) __attribute__((noreturn));

@@ -19,13 +19,6 @@ void power_init(void)
 		memcpy(sleep_control, fadt + FADT_SLEEP_CONTROL, sizeof sleep_control);
 }
 
-uint32_t power_port(void)
-{
-	uint32_t address;
-	memcpy(&address, sleep_control + 4, sizeof address);
-	return sleep_control[0] == SPACE_IO ? address : 0;
-}
-
 void halt_for_ever(void)
 {
 	for (;;)
