@@ -2,7 +2,7 @@
 
 use crate::{Scratch, user::User};
 use ipc::Channel;
-use jail_spec::{CgroupLimits, Facts, NAME, Reply, Request, Rlimits, VERSION, Worker};
+use jail_spec::{CgroupLimits, Facts, HowEnded, NAME, Reply, Request, Rlimits, VERSION, Worker};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -79,6 +79,29 @@ impl Jailer {
         assert_eq!(peer.pid.as_raw_nonzero().get(), worker.pid);
         assert_eq!(peer.uid.as_raw(), worker.uid);
         socket
+    }
+}
+
+impl Jailer {
+    /// Its pid: `setpriv` becomes the jailer, it does not fork.
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// Kills a worker, hears of its end and has it forgotten.
+    ///
+    /// # Panics
+    /// Where anything else than its end is heard.
+    pub fn end(&self, worker: &Worker, pidfd: &OwnedFd) -> (HowEnded, String) {
+        rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL).unwrap();
+        match self.reply().0 {
+            Reply::Ended { slot, pid, how, last_words } => {
+                assert_eq!((slot, pid), (worker.slot, worker.pid));
+                self.channel.send(&Request::Forget { slot }, &[]).unwrap();
+                (how, last_words)
+            }
+            other => panic!("{other:?}"),
+        }
     }
 }
 

@@ -25,6 +25,30 @@ pub fn skip(name: &str, why: &str) {
     println!("SKIPPED {name}: {why}");
 }
 
+/// Waits for `condition`, looking at it again and again.
+///
+/// # Panics
+/// Where it does not hold within twenty seconds.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !condition() {
+        assert!(std::time::Instant::now() < deadline, "in vain: {what}");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+}
+
+/// Names in a directory, sorted.
+///
+/// # Panics
+/// Where it cannot be read.
+pub fn names(folder: impl AsRef<std::path::Path>) -> Vec<String> {
+    let folder = folder.as_ref();
+    let entries = std::fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+    let mut names: Vec<String> = entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
 /// A fresh directory that goes when this is dropped.
 #[derive(Debug)]
 pub struct Scratch(PathBuf);
