@@ -26,7 +26,7 @@ stale() {
 	local target=$1
 	shift
 	[ -e "$target" ] || return 0
-	[ -n "$(find "$@" -newer "$target" -print -quit)" ]
+	[ -n "$(find "$@" -newer "$target" -print -quit 2>/dev/null)" ]
 }
 
 # Debian's stock cloud kernel, unpacked and not installed: $kernel/vmlinuz and $kernel/modules.
