@@ -3,8 +3,10 @@
 //! Tests that start as root drop to users of their own: `vmsup-test`, who has subordinate uids, and `vmsup-bare`, who
 //! has none (`tests/setup-users` makes both). Started as an ordinary user, they run as that user.
 
+pub mod host;
 pub mod jailer;
 pub mod probe;
+pub mod tracer;
 pub mod user;
 
 use std::path::PathBuf;

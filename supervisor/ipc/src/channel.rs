@@ -32,6 +32,9 @@ impl Message for Protocol {
     const MAX_BYTES: usize = 128;
 }
 
+/// Both ends of a connection.
+pub type Pair<S, R> = (Channel<S, R>, Channel<R, S>);
+
 /// Sends `S`, receives `R`; the peer's end is a `Channel<R, S>`.
 #[derive(Debug)]
 pub struct Channel<S, R> {
@@ -49,7 +52,7 @@ impl<S: Message, R: Message> Channel<S, R> {
     ///
     /// # Errors
     /// What `socketpair(2)` says.
-    pub fn pair() -> Result<(Channel<S, R>, Channel<R, S>), Error> {
+    pub fn pair() -> Result<Pair<S, R>, Error> {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .map_err(std::io::Error::from)?;
         Ok((Channel::new(ours), Channel::new(theirs)))

@@ -15,7 +15,7 @@ mod channel;
 pub mod codec;
 mod fds;
 
-pub use channel::{Channel, Message, Protocol};
+pub use channel::{Channel, Message, Pair, Protocol};
 pub use fds::MAX_FDS;
 
 /// Why a frame could not be sent or was not accepted.

@@ -100,15 +100,8 @@ unsafe fn attempt(name: &str, other: i32, kvm: RawFd) -> i64 {
                 let script = b"#!/bin/sh\n";
                 libc::write(fd, script.as_ptr().cast(), script.len());
                 let argv = [SHELL.as_ptr(), std::ptr::null()];
-                let envp = [std::ptr::null()];
-                libc::syscall(
-                    libc::SYS_execveat,
-                    fd,
-                    c"".as_ptr(),
-                    argv.as_ptr(),
-                    envp.as_ptr() as *const *const libc::c_char,
-                    libc::AT_EMPTY_PATH,
-                )
+                let envp = [std::ptr::null::<libc::c_char>()];
+                libc::syscall(libc::SYS_execveat, fd, c"".as_ptr(), argv.as_ptr(), envp.as_ptr(), libc::AT_EMPTY_PATH)
             }
             "mount" => {
                 let what = c"tmpfs".as_ptr();

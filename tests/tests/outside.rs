@@ -1,0 +1,182 @@
+//! The jail, read from the outside: a running worker, thread by thread, against the declared policy.
+
+use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
+use vmsup_tests::host::{Host, guest_file};
+use vmsup_tests::{names, program, user};
+
+/// Fields of a `/proc/…/status`.
+fn status(path: &str) -> BTreeMap<String, String> {
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines().filter_map(|l| l.split_once(':')).map(|(k, v)| (k.to_owned(), v.trim().to_owned())).collect()
+}
+
+struct Running {
+    host: Host,
+    pid: i32,
+}
+
+/// Two vCPUs, a writable and a read-only disk.
+fn running(user: &user::User) -> Running {
+    let host = Host::start(user, &["--pool", "1"]);
+    let mut disks = Vec::new();
+    for (name, readonly) in [("a.img", false), ("b.img", true)] {
+        let path = host.work.path().join(name);
+        std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+        std::os::unix::fs::chown(&path, Some(user.uid), Some(user.gid)).unwrap();
+        disks.push(json!({ "path": path, "readonly": readonly }));
+    }
+    let file = host.file(
+        "vm",
+        &json!({
+            "name": "vm", "cpus": 2, "memory_mib": 64,
+            "boot": { "kernel": guest_file("deaf") }, "disks": disks,
+        }),
+    );
+    host.vmsup(&["start", &file]).ok();
+    host.said("vm", "deaf up");
+    let pid = host.inspect("vm")["pid"].as_i64().unwrap() as i32;
+    Running { host, pid }
+}
+
+fn users() -> Vec<user::User> {
+    [Some(user::with_subuids()), user::without_subuids()].into_iter().flatten().collect()
+}
+
+#[test]
+fn every_thread_is_filtered_without_capabilities_and_has_the_declared_name() {
+    for user in users() {
+        let vm = running(&user);
+        let mut seen = Vec::new();
+        for task in names(format!("/proc/{}/task", vm.pid)) {
+            let status = status(&format!("/proc/{}/task/{task}/status", vm.pid));
+            for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+                assert_eq!(u64::from_str_radix(&status[set], 16), Ok(0), "{set} of {}", status["Name"]);
+            }
+            assert_eq!(status["NoNewPrivs"], "1");
+            assert_eq!(status["Seccomp"], "2", "{}", status["Name"]);
+            assert_eq!(status["Seccomp_filters"], "2", "start-up and its own: {}", status["Name"]);
+            seen.push(status["Name"].clone());
+        }
+        seen.sort();
+        let kinds: BTreeSet<String> =
+            seen.iter().map(|n| n.trim_end_matches(|c: char| c.is_ascii_digit() || c == '-').to_owned()).collect();
+        assert_eq!(seen.iter().filter(|n| n.starts_with("vcpu")).count(), 2, "{seen:?}");
+        assert_eq!(seen.iter().filter(|n| *n == "reactor").count(), 1, "{seen:?}");
+        for kind in kinds {
+            assert!(["vmsup-worker", "control", "reactor", "vcpu", "io"].contains(&&*kind), "{kind} of {seen:?}");
+        }
+    }
+}
+
+#[test]
+fn uid_and_limits_are_those_of_the_policy() {
+    let user = user::with_subuids();
+    let vm = running(&user);
+    let status = status(&format!("/proc/{}/status", vm.pid));
+    let uids: BTreeSet<&str> = status["Uid"].split_whitespace().collect();
+    assert_eq!(uids.len(), 1);
+    let subuid = std::fs::read_to_string("/etc/subuid").unwrap();
+    if subuid.lines().any(|l| l.starts_with(&format!("{}:", user.name))) {
+        assert_ne!(uids.first().unwrap().parse::<u32>().unwrap(), user.uid);
+        assert_eq!(status["Groups"], "", "no supplementary group");
+    }
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", vm.pid)).unwrap();
+    let limit = |title: &str| -> Vec<String> {
+        let line = limits.lines().find(|l| l.starts_with(title)).unwrap();
+        line[title.len()..].split_whitespace().take(2).map(str::to_owned).collect()
+    };
+    let titles = [
+        ("core", "Max core file size"),
+        ("msgqueue", "Max msgqueue size"),
+        ("nice", "Max nice priority"),
+        ("nofile", "Max open files"),
+        ("rtprio", "Max realtime priority"),
+        ("sigpending", "Max pending signals"),
+        ("stack", "Max stack size"),
+    ];
+    for (name, value) in policies::PROCESS_WORKER.rlimits {
+        if *name == "nproc" {
+            continue;
+        }
+        let title = titles.iter().find(|(n, _)| n == name).unwrap_or_else(|| panic!("no title for {name}")).1;
+        assert_eq!(limit(title), [value.to_string(), value.to_string()], "{name}");
+    }
+    let number = |title: &str| limit(title)[1].parse::<u64>().unwrap();
+    assert!(number("Max processes") <= 64, "threads of two vCPUs and two disks");
+    assert_eq!(number("Max file size"), 64 << 20, "guest RAM is the largest that it writes");
+    assert!(number("Max locked memory") <= 1 << 20);
+}
+
+#[test]
+fn the_fds_are_the_declared_ones_and_the_root_is_empty() {
+    for user in users() {
+        let vm = running(&user);
+        let output =
+            user.command(program("vmsup-jailer")).args(["inspect", &vm.pid.to_string(), "--wire"]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let seen: jail_spec::Inspection = ipc::codec::decode(&output.stdout, ipc::codec::FRAME_LIMIT).unwrap();
+        assert_eq!(seen.environ_bytes, 0);
+        assert_eq!(seen.root_entries, [""; 0]);
+        let count = |what: &str| seen.fds.iter().filter(|(_, target)| target.starts_with(what)).count();
+        for (number, target) in &seen.fds {
+            let known = ["/dev/null", "pipe:[", "socket:[", "/dev/kvm", "anon_inode:", "/memfd:", "/a.img", "/b.img"];
+            let work = vm.host.work.path().to_str().unwrap();
+            let target = target.strip_prefix(work).unwrap_or(target);
+            assert!(known.iter().any(|k| target.starts_with(k)), "fd {number} is {target}");
+        }
+        // The report pipe and the console's input; the control socket that listens and the supervisor's connection.
+        assert_eq!((count("pipe:["), count("socket:[")), (2, 2), "{:?}", seen.fds);
+        assert!(count("/memfd:") <= 2, "guest RAM and the console's ring: {:?}", seen.fds);
+        assert_eq!(count("anon_inode:kvm-vcpu"), 2, "{:?}", seen.fds);
+    }
+}
+
+#[test]
+fn namespaces_are_the_vms_own() {
+    let user = user::with_subuids();
+    let vm = running(&user);
+    let other = vm.host.guest("other", "deaf", "");
+    vm.host.vmsup(&["start", &other]).ok();
+    let pid = vm.host.inspect("other")["pid"].as_i64().unwrap() as i32;
+    let of = |pid: i32| -> BTreeSet<String> {
+        let output =
+            user.command(program("vmsup-jailer")).args(["inspect", &pid.to_string(), "--wire"]).output().unwrap();
+        let seen: jail_spec::Inspection = ipc::codec::decode(&output.stdout, ipc::codec::FRAME_LIMIT).unwrap();
+        let ours = |n: &String| policies::PROCESS_WORKER.namespaces.iter().any(|k| n.starts_with(&format!("{k}:")));
+        seen.namespaces.into_iter().filter(ours).collect()
+    };
+    let (a, b) = (of(vm.pid), of(pid));
+    assert_eq!(a.len(), policies::PROCESS_WORKER.namespaces.len(), "{a:?}");
+    assert!(a.is_disjoint(&b), "{a:?} {b:?}");
+    for kind in policies::PROCESS_WORKER.namespaces {
+        let own = std::fs::read_link(format!("/proc/self/ns/{kind}")).unwrap().to_string_lossy().into_owned();
+        assert!(!a.contains(&own), "{own} is the host's");
+    }
+}
+
+#[test]
+fn a_worker_cannot_be_dumped_or_read_by_its_own_uid() {
+    let Some(user) = user::without_subuids() else {
+        return vmsup_tests::skip("a_worker_cannot_be_dumped", "needs root to choose the user");
+    };
+    let vm = running(&user);
+    for file in ["mem", "environ", "maps", "fd"] {
+        let path = format!("/proc/{}/{file}", vm.pid);
+        let output = user.command("cat").arg(&path).output().unwrap();
+        assert!(!output.status.success(), "{path} could be read");
+    }
+}
+
+#[test]
+fn the_supervisor_is_confined_on_every_thread() {
+    let host = Host::start(&user::with_subuids(), &[]);
+    for task in names(format!("/proc/{}/task", host.pid())) {
+        let status = status(&format!("/proc/{}/task/{task}/status", host.pid()));
+        assert_eq!((status["NoNewPrivs"].as_str(), status["Seccomp"].as_str()), ("1", "2"), "{}", status["Name"]);
+        assert_eq!(u64::from_str_radix(&status["CapEff"], 16), Ok(0));
+    }
+    let jailer = status(&format!("/proc/{}/status", host.jailer()));
+    assert_eq!((jailer["Threads"].as_str(), jailer["Seccomp"].as_str()), ("1", "0"), "as policies/ says of the jailer");
+    assert_eq!(u64::from_str_radix(&jailer["CapEff"], 16), Ok(0));
+}
