@@ -173,7 +173,8 @@ mod tests {
         bus.write(0x100e, &data);
         assert_eq!(data, [0xff; 4]);
         for device in [first, second] {
-            assert_eq!((device.lock().unwrap().reads, device.lock().unwrap().written.clone()), (0, None));
+            let device = device.lock().unwrap();
+            assert_eq!((device.reads, device.written.clone()), (0, None));
         }
     }
 

@@ -5,13 +5,14 @@
 //! | RAM             | MMIO hole       | the rest of RAM …
 //! ```
 //!
-//! Unsafe: `madvise` on the mapping and the memslots, which tell KVM where in this process guest RAM lies.
+//! Unsafe: `madvise` on the mapping, the memslots, which tell KVM where in this process guest RAM lies, and the transfers
+//! between a file and guest RAM.
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use rustix::fs::{FileType, SealFlags, fcntl_get_seals, fstat};
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion, mmap::MmapRegionError,
 };
@@ -132,6 +133,60 @@ pub fn show_to_guest(vm: &VmFd, memory: &'static GuestMemory) -> Result<(), Memo
     Ok(())
 }
 
+/// A piece of guest RAM, as a guest named it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// Where it begins.
+    pub address: GuestAddress,
+    /// Bytes.
+    pub length: u32,
+}
+
+/// The most pieces of guest RAM in one transfer.
+pub const TRANSFER_SEGMENTS: usize = 128;
+
+/// Which way the bytes of a transfer go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transfer {
+    /// `preadv(2)`: the file's bytes into guest RAM.
+    FromFile,
+    /// `pwritev(2)`: guest RAM's bytes into the file.
+    ToFile,
+}
+
+/// One `preadv(2)` or `pwritev(2)` between `file` at `offset` and the first [`TRANSFER_SEGMENTS`] of `segments`.
+/// Returns the bytes that went over, which may be fewer than asked for.
+///
+/// # Errors
+/// A segment that is not inside RAM (EFAULT, as the kernel would say), or what the system call says.
+pub fn transfer(
+    memory: &GuestMemory,
+    way: Transfer,
+    file: BorrowedFd<'_>,
+    segments: impl Iterator<Item = Segment>,
+    offset: u64,
+) -> std::io::Result<usize> {
+    let outside = || std::io::Error::from_raw_os_error(libc::EFAULT);
+    let offset = i64::try_from(offset).map_err(|_| std::io::Error::from_raw_os_error(libc::EINVAL))?;
+    let mut vector = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; TRANSFER_SEGMENTS];
+    let mut count = 0;
+    for (slot, segment) in vector.iter_mut().zip(segments) {
+        let slice = memory.get_slice(segment.address, segment.length as usize).map_err(|_| outside())?;
+        *slot = libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() };
+        count += 1;
+    }
+    let (fd, vector, count) = (file.as_raw_fd(), vector.as_ptr(), count as libc::c_int);
+    let moved = match way {
+        // SAFETY: the first `count` entries of `vector`, which outlives the call, each name a range that `get_slice`
+        // found whole inside a mapping of `memory`, which is borrowed until after the call. The kernel alone touches the
+        // bytes; Rust holds no reference to guest RAM, so that the guest may change it meanwhile.
+        Transfer::FromFile => unsafe { libc::preadv(fd, vector, count, offset) },
+        // SAFETY: as above; the kernel reads the ranges.
+        Transfer::ToFile => unsafe { libc::pwritev(fd, vector, count, offset) },
+    };
+    usize::try_from(moved).map_err(|_| std::io::Error::last_os_error())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,5 +237,41 @@ mod tests {
         assert!(matches!(check_memfd(&fd, 2 * MIB), Err(MemoryError::Size { .. })));
         let pipe: OwnedFd = std::io::pipe().unwrap().0.into();
         assert!(matches!(check_memfd(&pipe, MIB), Err(MemoryError::Size { .. })));
+    }
+
+    fn piece(address: u64, length: u32) -> Segment {
+        Segment { address: GuestAddress(address), length }
+    }
+
+    #[test]
+    fn a_transfer_moves_bytes_both_ways_and_says_how_many() {
+        use std::os::fd::AsFd;
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();
+        let file = memfd(0x1000, SealFlags::empty());
+        memory.write_slice(b"head", GuestAddress(0x100)).unwrap();
+        memory.write_slice(b"tail", GuestAddress(0x3000)).unwrap();
+        let out = [piece(0x100, 4), piece(0x3000, 4)];
+        assert_eq!(transfer(&memory, Transfer::ToFile, file.as_fd(), out.into_iter(), 0xffc).unwrap(), 8);
+        let back = [piece(0x2000, 6), piece(0x200, 600)];
+        let moved = transfer(&memory, Transfer::FromFile, file.as_fd(), back.into_iter(), 0xffc).unwrap();
+        assert_eq!(moved, 8, "the file ends there");
+        let mut bytes = [0; 6];
+        memory.read_slice(&mut bytes, GuestAddress(0x2000)).unwrap();
+        assert_eq!(&bytes, b"headta");
+        memory.read_slice(&mut bytes[..2], GuestAddress(0x200)).unwrap();
+        assert_eq!(&bytes[..2], b"il");
+    }
+
+    #[test]
+    fn a_transfer_outside_of_ram_reaches_no_system_call() {
+        use std::os::fd::AsFd;
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();
+        let file = memfd(0x1000, SealFlags::empty());
+        for bad in [piece(0x4000, 1), piece(0x3fff, 2), piece(u64::MAX, 1), piece(0, u32::MAX)] {
+            let both = [piece(0, 1), bad];
+            let error = transfer(&memory, Transfer::FromFile, file.as_fd(), both.into_iter(), 0).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EFAULT), "{bad:?}");
+        }
+        assert!(transfer(&memory, Transfer::FromFile, file.as_fd(), [piece(0, 1)].into_iter(), u64::MAX).is_err());
     }
 }

@@ -47,10 +47,14 @@ pub const RESET_VALUE: u8 = 1;
 pub const VIRTIO_BASE: u64 = 0xd000_0000;
 /// Size of a window.
 pub const VIRTIO_SIZE: u64 = 0x1000;
-/// The interrupts of the windows, in order: IOAPIC pins that neither this machine nor a PC's habits have taken (0 timer,
-/// 1 keyboard, 2 cascade, 3 and 4 serial, 8 clock, 9 power, 13 FPU, 14 and 15 IDE).
-pub const VIRTIO_GSIS: [u32; 13] = [5, 6, 7, 10, 11, 12, 16, 17, 18, 19, 20, 21, 22];
+/// The interrupt of the window number `n`: IOAPIC pins from 5 on, without that of the power device.
+pub const fn virtio_gsi(n: usize) -> u32 {
+    let gsi = 5 + n as u32;
+    if gsi < GED_GSI { gsi } else { gsi + 1 }
+}
+/// The most windows: the IOAPIC's pins end at 23.
+pub const VIRTIO_DEVICES_MAX: usize = 18;
 
 // Every disk that a spec can have, and the entropy device.
-const _: () = assert!(worker_api::DISKS_MAX < VIRTIO_GSIS.len());
+const _: () = assert!(worker_api::DISKS_MAX < VIRTIO_DEVICES_MAX && virtio_gsi(VIRTIO_DEVICES_MAX - 1) == 23);
 const _: () = assert!(VIRTIO_BASE >= crate::memory::HOLE_START);
