@@ -1,0 +1,229 @@
+//! The command line: what can be asked, and the help for it.
+
+use clap::{Args, Parser, Subcommand, ValueHint};
+use clap_complete::Shell;
+use std::path::PathBuf;
+
+/// Virtual machines for people who don't trust what runs in them, started without root.
+///
+/// A VM is described by a file, vm.json, and runs in a process of its own that can reach nothing: no files, no network,
+/// no other VM. The supervisor that starts these processes runs as you; the first command that needs it starts it in the
+/// background.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vmsup",
+    version,
+    subcommand_required = false,
+    max_term_width = 100,
+    after_long_help = "Examples:
+  vmsup doctor                          what this host can do, and how to mend what it cannot
+  vmsup run --rm examples/hello.json    start a VM, show its console, forget it at its end
+  vmsup start vm.json                   start a VM in the background
+  vmsup console web1                    talk to it; Ctrl-a d leaves
+  vmsup inspect web1                    see what its process may do
+  vmsup stop web1                       press its power button
+
+Exit status: 0 done, 1 failed, 2 wrong input (a file or an argument)."
+)]
+pub struct Cli {
+    /// Socket of the supervisor, instead of your own supervisor's. None is started for it.
+    #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub socket: Option<PathBuf>,
+
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What can be asked for.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a VM in the background.
+    #[command(after_help = "Example:\n  vmsup start vm.json && vmsup console web1")]
+    Start {
+        /// The file that describes the VM (`vmsup schema` tells what belongs into it).
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Start a VM with its console here, and wait for its end.
+    ///
+    /// What the VM writes to its console goes to stdout, stdin goes to the VM. Ctrl-C presses the VM's power button, and
+    /// kills it after 5 seconds or at a second Ctrl-C. On a terminal Ctrl-C goes to the VM like any other key, and keys
+    /// after Ctrl-a are for vmsup: `d` leaves the VM running in the background, `x` stops it, `a` sends Ctrl-a, `?` helps.
+    /// The end of stdin does not end the VM.
+    ///
+    /// Exit status: 0 when the VM shut down or reset itself, 1 when it crashed, failed or was killed, 130 after Ctrl-C.
+    #[command(
+        after_help = "Examples:\n  vmsup run --rm examples/hello.json\n  echo poweroff | vmsup run vm.json > console.log"
+    )]
+    Run {
+        /// Forget the VM at its end (its name, how it ended, its console's last output).
+        #[arg(long)]
+        rm: bool,
+        /// The file that describes the VM.
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+    },
+    /// List VMs, the ended ones too.
+    Ls {
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Show a VM and what its process may do.
+    ///
+    /// Shows the process itself, read from the kernel: user and group, namespaces, capabilities, seccomp of each thread,
+    /// limits, cgroup, files and mounts. What the kernel shows to nobody is listed as asserted at start.
+    Inspect {
+        #[command(flatten)]
+        vm: Vm,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Attach to a VM's console.
+    ///
+    /// Shows the output that is kept, then what comes. On a terminal, Ctrl-a d leaves and Ctrl-a a sends Ctrl-a. With
+    /// pipes, stdin goes to the VM and stdout shows its output until the VM ends; the end of stdin does not end the
+    /// session, for the answer to what was sent is still to come.
+    #[command(
+        after_help = "Examples:\n  vmsup console web1\n  echo ls | timeout 5 vmsup console web1\n  echo reboot | vmsup console --detach-on-eof web1"
+    )]
+    Console {
+        #[command(flatten)]
+        vm: Vm,
+        /// Leave when all of stdin was sent.
+        #[arg(long)]
+        detach_on_eof: bool,
+        /// Show only what comes from now on.
+        #[arg(long)]
+        no_history: bool,
+        /// Send nothing; leaves the VM's input to others.
+        #[arg(long)]
+        read_only: bool,
+    },
+    /// Print the end of a VM's console output (the last 256 KiB).
+    ///
+    /// On a terminal, escape sequences are left out and other control characters are shown, since the VM may not be
+    /// trusted. Into a file or a pipe the bytes go as they are.
+    Logs {
+        #[command(flatten)]
+        vm: Vm,
+        /// Go on with what comes, until the VM ends.
+        #[arg(short, long)]
+        follow: bool,
+        /// The bytes as they are, also to a terminal.
+        #[arg(long)]
+        raw: bool,
+    },
+    /// Press a VM's power button, and kill the VM if it has not ended in time.
+    Stop {
+        #[command(flatten)]
+        vm: Vm,
+        /// Seconds that the VM has.
+        #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(0..=86400))]
+        timeout: u32,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// End a VM at once, as if its power was cut.
+    Kill {
+        #[command(flatten)]
+        vm: Vm,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Forget a VM that has ended.
+    Rm {
+        #[command(flatten)]
+        vm: Vm,
+        /// Kill it first if it runs.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Wait for a VM's end.
+    ///
+    /// Exit status: 0 when it shut down, reset itself or was stopped, 1 when it crashed or failed.
+    Wait {
+        #[command(flatten)]
+        vm: Vm,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Check this host: what works, what does not, why it matters, and the command that mends it.
+    ///
+    /// Exit status: 0 when VMs can be started, 1 when something is in the way.
+    Doctor {
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Run the supervisor here.
+    ///
+    /// Other commands start it in the background by themselves; run it yourself to see its log, or under a service
+    /// manager. When it ends, its VMs are stopped.
+    Serve(Serve),
+    /// Print the JSON Schema of vm.json.
+    #[command(after_help = "Example:\n  vmsup schema > vm.schema.json")]
+    Schema,
+    /// Print the release of this program, and of the supervisor if one runs.
+    Version {
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Print a completion script for a shell.
+    #[command(
+        after_help = "Examples:\n  vmsup completions bash > ~/.local/share/bash-completion/completions/vmsup\n  vmsup completions zsh > \"${fpath[1]}/_vmsup\"\n  vmsup completions fish > ~/.config/fish/completions/vmsup.fish"
+    )]
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Write the manual pages into a directory.
+    #[command(after_help = "Example:\n  vmsup man ~/.local/share/man/man1 && man vmsup-run")]
+    Man {
+        /// The directory; it is made if it is not there.
+        #[arg(value_hint = ValueHint::DirPath)]
+        dir: PathBuf,
+    },
+}
+
+/// Options of `serve`.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Directory for the socket and the log, instead of $XDG_RUNTIME_DIR/vmsup or /tmp/vmsup-UID.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub runtime_dir: Option<PathBuf>,
+    /// How many warm workers wait for VMs. Each starts a VM faster by a millisecond or two and costs about 1 MiB.
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=64))]
+    pub pool: u32,
+    /// The jailer's program, instead of the one beside this one.
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::ExecutablePath)]
+    pub jailer: Option<PathBuf>,
+    /// The worker's program, instead of the one beside this one.
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::ExecutablePath)]
+    pub worker: Option<PathBuf>,
+    /// Go to the background once ready, and log to supervisor.log in the runtime directory.
+    #[arg(long)]
+    pub background: bool,
+}
+
+/// Which VM.
+#[derive(Debug, Args)]
+pub struct Vm {
+    /// Name or id of the VM.
+    #[arg(value_name = "VM", value_parser = vm_name)]
+    pub vm: String,
+}
+
+/// How to print.
+#[derive(Debug, Args)]
+pub struct Json {
+    /// Print JSON, for programs.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Ids satisfy the rule for names, too.
+fn vm_name(text: &str) -> Result<String, String> {
+    vmsup::vmjson::check::check_name(text)?;
+    Ok(text.to_owned())
+}

@@ -1,0 +1,64 @@
+//! The command line.
+//!
+//! Runs as the user, once per command, unconfined: it holds what the user holds. It hears the supervisor (whose socket's
+//! owner it checks) and, through it, guests: what they say is made harmless before a terminal sees it, but for the raw
+//! console that the user attached to.
+
+mod args;
+mod background;
+mod client;
+mod doctor;
+mod documents;
+mod failure;
+mod http;
+mod inspect;
+mod keys;
+mod output;
+mod run;
+mod sanitize;
+mod serve;
+mod session;
+mod signals;
+mod terminal;
+mod vms;
+
+use args::{Cli, Command};
+use clap::{CommandFactory, Parser};
+use client::Client;
+use failure::Failure;
+use std::process::ExitCode;
+
+/// Parses the command line, does what it asks, reports.
+pub fn main() -> ExitCode {
+    match dispatch(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<(), Failure> {
+    let client = Client::new(cli.socket.as_deref());
+    let Some(command) = cli.command else {
+        return output::print(Cli::command().render_long_help().to_string());
+    };
+    match command {
+        Command::Start { file, json } => vms::start(&client, &file, json.json),
+        Command::Run { rm, file } => run::run(&client, &file, rm),
+        Command::Ls { json } => vms::ls(&client, json.json),
+        Command::Inspect { vm, json } => inspect::inspect(&client, &vm.vm, json.json),
+        Command::Console { vm, detach_on_eof, no_history, read_only } => {
+            vms::console(&client, &vm.vm, vms::Attach { detach_on_eof, history: !no_history, input: !read_only })
+        }
+        Command::Logs { vm, follow, raw } => vms::logs(&client, &vm.vm, follow, raw),
+        Command::Stop { vm, timeout, json } => vms::end(&client, &vm.vm, vms::How::Stop(timeout), json.json),
+        Command::Kill { vm, json } => vms::end(&client, &vm.vm, vms::How::Kill, json.json),
+        Command::Rm { vm, force } => vms::rm(&client, &vm.vm, force),
+        Command::Wait { vm, json } => vms::end(&client, &vm.vm, vms::How::Wait, json.json),
+        Command::Doctor { json } => doctor::doctor(&client, json.json),
+        Command::Serve(serve) => serve::serve(cli.socket, serve),
+        Command::Schema => documents::schema(),
+        Command::Version { json } => documents::version(&client, json.json),
+        Command::Completions { shell } => documents::completions(shell),
+        Command::Man { dir } => documents::man(&dir),
+    }
+}
