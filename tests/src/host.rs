@@ -234,7 +234,7 @@ impl Drop for Host {
 /// # Panics
 /// Where it is not there: `make build` makes it.
 pub fn guest_file(name: &str) -> String {
-    let folder = std::env::var_os("VMSUP_GUESTS")
+    let folder = std::env::var_os("VMSUP_GUEST")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest"), PathBuf::from);
     let path = folder.join(format!("{name}.elf"));
     let path = path.canonicalize().unwrap_or_else(|e| panic!("{}: {e}; run make build first", path.display()));
