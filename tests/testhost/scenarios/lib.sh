@@ -39,21 +39,51 @@ wait_for() {
 		usleep 100000
 	done
 }
-# A field of a JSON object on one line of input, or of the pretty-printed form; enough for names, numbers and states.
+# A field of a JSON object; enough for names, numbers and states. json FIELD <FILE
 json() { tr -d '\n' | sed -n "s/.*\"$1\": *\"\{0,1\}\([^\",}]*\).*/\1/p"; }
 
 # The user's supervisor, with its jailer alone in a delegated cgroup: what systemd-run --user --scope does elsewhere.
 serve_with_cgroup() {
-	as_vm "mkdir -p $vm_cgroup/jail && vmsup serve --jailer $lib/jailer-in-cgroup --worker $bin/vmsup-worker --background"
+	as_vm "mkdir -p $vm_cgroup/jail && vmsup serve --jailer $lib/jailer-in-cgroup --worker $bin/vmsup-worker --background" ||
+		fail "no supervisor"
 }
 
-# Nothing of any VM is left: no worker, no leaf, no socket, no memfd. What the warm pool holds is no VM's.
+pids_of() { pidof "$1" || true; }
+
+# What VMs may leave behind, counted: workers, cgroup leaves, sockets of workers, memfds of the supervisor. What the warm
+# pool has is in it as well, so it is compared with an earlier count.
+footprint() {
+	# shellcheck disable=SC2012
+	echo "workers $(pids_of vmsup-worker | wc -w)," \
+		"leaves $(find "$vm_cgroup/jail" -mindepth 1 -maxdepth 1 -type d -name 'w*' 2>/dev/null | wc -l)," \
+		"sockets $(find /run/user/1000/vmsup -name 'w*.sock' | wc -l)," \
+		"memfds $(for pid in $(pids_of vmsup); do ls -l "/proc/$pid/fd"; done | grep -c memfd:)"
+}
+same_footprint() { [ "$(footprint)" = "$1" ]; }
+# nothing_left FOOTPRINT: everything is as it was; the pool may take a moment to be full again.
 nothing_left() {
-	ids=$(as_vm "vmsup ls --json" | tr -d ' \n')
-	[ "$ids" = "[]" ] || fail "VMs are left: $ids"
-	for maps in /proc/[0-9]*/maps; do
-		if grep -q 'memfd:.*ram' "$maps" 2>/dev/null; then
-			fail "guest RAM is still mapped by $maps: $(cat "${maps%maps}comm")"
-		fi
+	wait_for 10 same_footprint "$1" || fail "left behind: $(footprint), where there was: $1"
+}
+
+status_of() { sed -n "s/^$2:[[:space:]]*//p" "/proc/$1/status"; }
+
+# in_jail PID: what the kernel shows of a running worker is what the policy says, thread by thread.
+in_jail() {
+	pid=$1
+	uid=$(status_of "$pid" Uid | cut -f1)
+	[ "$uid" -ge 100000 ] && [ "$uid" -lt 165536 ] || fail "uid $uid is not subordinate"
+	[ "$(status_of "$pid" Uid | tr '\t' '\n' | sort -u)" = "$uid" ] || fail "uids differ"
+	for ns in cgroup ipc mnt net pid user uts; do
+		[ "$(readlink "/proc/$pid/ns/$ns")" != "$(readlink /proc/1/ns/$ns)" ] || fail "$ns namespace is the host's"
 	done
+	for task in "/proc/$pid/task"/*; do
+		status=$task/status
+		name=$(cat "$task/comm")
+		grep -q '^Seccomp:[[:space:]]2$' "$status" || fail "thread $name is not filtered"
+		grep -q '^NoNewPrivs:[[:space:]]1$' "$status" || fail "thread $name may gain privileges"
+		[ "$(grep -c '^Cap[A-Za-z]*:[[:space:]]0000000000000000$' "$status")" = 5 ] || fail "thread $name has a capability"
+	done
+	[ -z "$(ls -A "/proc/$pid/root/")" ] || fail "its root is not empty"
+	[ ! -s "/proc/$pid/environ" ] || fail "it has an environment"
+	echo "pid $pid: uid $uid, own namespaces, $(find "/proc/$pid/task" -mindepth 1 -maxdepth 1 | wc -l) threads filtered, no capability, empty root"
 }

@@ -1,0 +1,59 @@
+# shellcheck shell=dash
+# limit: 180
+# Limits are held by the VM's own cgroup: each has its value, one VM over its memory is killed alone, and where nothing
+# can hold them a VM with limits is refused.
+set -eu
+. /opt/vmsup/scenarios/lib.sh
+
+# vm NAME KERNEL MEMORY LIMITS
+vm() {
+	cat >"/home/vm/$1.json" <<END
+{ "name": "$1", "cpus": 1, "memory_mib": $3, "boot": { "kernel": "$guests/$2.elf" }, "limits": { $4 } }
+END
+}
+vm quiet deaf 32 '"memory_max_mib": 64, "pids_max": 24, "cpu_percent": 50'
+vm greedy walker 256 '"memory_max_mib": 48'
+vm lenient deaf 32 '"memory_max_mib": 64, "enforce": "best-effort"'
+
+serve_with_cgroup
+before=$(footprint)
+
+step "every limit has its value"
+as_vm "vmsup start ~/quiet.json"
+pid=$(as_vm "vmsup ls --json" | json pid)
+cgroup=/sys/fs/cgroup$(sed -n 's/^0:://p' "/proc/$pid/cgroup")
+echo "$cgroup: memory.max $(cat "$cgroup/memory.max"), pids.max $(cat "$cgroup/pids.max"), cpu.max $(cat "$cgroup/cpu.max")"
+[ "$(cat "$cgroup/memory.max")" = $((64 << 20)) ] || fail memory.max
+[ "$(cat "$cgroup/pids.max")" = 24 ] || fail pids.max
+[ "$(cat "$cgroup/cpu.max")" = "50000 100000" ] || fail cpu.max
+
+step "a VM over its memory.max is killed, and it alone"
+status=0
+as_vm "vmsup run ~/greedy.json" >/tmp/greedy 2>&1 || status=$?
+cat /tmp/greedy
+[ $status = 1 ] || fail "exit status $status"
+if grep -q WALKED /tmp/greedy; then fail "it walked all of its memory, beyond its limit"; fi
+grep -qi memory /tmp/greedy || fail "the reason does not speak of memory"
+[ -d "/proc/$pid" ] || fail "the other VM died, too"
+expect running as_vm "vmsup ls"
+as_vm "vmsup kill quiet && vmsup rm quiet && vmsup rm greedy"
+nothing_left "$before"
+
+step "without a delegated cgroup limits are refused"
+# shellcheck disable=SC2046
+kill $(pids_of vmsup)
+gone() { [ -z "$(pids_of vmsup)$(pids_of vmsup-jailer)" ]; }
+wait_for 20 gone || fail "supervisor or jailer did not leave: $(ps)"
+in_session=no
+as_vm "vmsup serve --background" || fail "no supervisor"
+status=0
+as_vm "vmsup start ~/quiet.json" >/tmp/refused 2>&1 || status=$?
+cat /tmp/refused
+[ $status != 0 ] || fail "it was started without its limits"
+grep -q 'best-effort' /tmp/refused || fail "the sentence does not say what to do"
+[ "$(as_vm "vmsup ls --json" | tr -d ' \n')" = "[]" ] || fail "something was left: $(as_vm "vmsup ls")"
+
+step "unless best effort is enough"
+as_vm "vmsup start ~/lenient.json"
+expect running as_vm "vmsup ls"
+as_vm "vmsup kill lenient && vmsup rm lenient"
