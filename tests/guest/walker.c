@@ -105,5 +105,5 @@ void guest_main(void)
 	for (uint32_t i = 0; i < entries; i++)
 		if (map[i].type == RAM)
 			pass(&map[i], 1);
-	print("WALKED %u MiB\n", pages >> 8);
+	print("WALK PASS: %u MiB\n", pages >> 8);
 }

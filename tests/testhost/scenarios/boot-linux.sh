@@ -46,6 +46,7 @@ as_vm "vmsup inspect web1"
 expect "$(status_of "$pid" Uid | cut -f1)" as_vm "vmsup inspect web1"
 
 step "the console takes input"
+# shellcheck disable=SC2016
 (printf 'echo answer=$((6*7))\n'; sleep 3) | as_vm "timeout 20 vmsup console --no-history --detach-on-eof web1" >/tmp/console || true
 wait_for 10 said answer=42 || fail "no answer on the console: $(cat /tmp/console)"
 

@@ -71,7 +71,10 @@ status_of() { sed -n "s/^$2:[[:space:]]*//p" "/proc/$1/status"; }
 in_jail() {
 	pid=$1
 	uid=$(status_of "$pid" Uid | cut -f1)
-	[ "$uid" -ge 100000 ] && [ "$uid" -lt 165536 ] || fail "uid $uid is not subordinate"
+	case $uid in
+	1[0-6][0-9][0-9][0-9][0-9]) ;;
+	*) fail "uid $uid is not of the subordinate range" ;;
+	esac
 	[ "$(status_of "$pid" Uid | tr '\t' '\n' | sort -u)" = "$uid" ] || fail "uids differ"
 	for ns in cgroup ipc mnt net pid user uts; do
 		[ "$(readlink "/proc/$pid/ns/$ns")" != "$(readlink /proc/1/ns/$ns)" ] || fail "$ns namespace is the host's"
