@@ -131,3 +131,146 @@ impl Watches for Epoll<'_, '_> {
         self.ops.remove(Events::empty_raw(fd.as_raw_fd())).map_err(|e| failure("forget an fd", &e))
     }
 }
+
+/// A reactor that a test turns by hand, on the test's own thread.
+#[cfg(test)]
+pub(crate) mod mock {
+    use super::*;
+    use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent};
+
+    pub(crate) struct MockReactor {
+        epoll: Epoll,
+    }
+
+    impl MockReactor {
+        pub(crate) fn new() -> Self {
+            Self { epoll: Epoll::new().unwrap() }
+        }
+
+        /// Dispatches what is ready, each fd once, without waiting; says which tokens those were.
+        pub(crate) fn turn(&mut self, subscriber: &mut dyn Subscriber) -> Vec<u32> {
+            self.dispatch(subscriber, 0)
+        }
+
+        /// Waits for another thread's event first. A minute without one is a failure.
+        pub(crate) fn wait_turn(&mut self, subscriber: &mut dyn Subscriber) {
+            assert!(!self.dispatch(subscriber, 60_000).is_empty(), "no event came");
+        }
+
+        fn dispatch(&mut self, subscriber: &mut dyn Subscriber, milliseconds: i32) -> Vec<u32> {
+            let mut events = [EpollEvent::default(); EVENTS];
+            let count = self.epoll.wait(milliseconds, &mut events).unwrap();
+            let tokens: Vec<u32> = events[..count].iter().map(|e| e.data() as u32).collect();
+            tokens.iter().for_each(|token| subscriber.process(*token, self));
+            tokens
+        }
+    }
+
+    impl Watches for MockReactor {
+        fn watch(&mut self, fd: &dyn AsRawFd, token: u32) -> Result<(), ReactorError> {
+            let event = EpollEvent::new(EventSet::IN, token.into());
+            self.epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), event).unwrap();
+            Ok(())
+        }
+
+        fn unwatch(&mut self, fd: &dyn AsRawFd) -> Result<(), ReactorError> {
+            self.epoll.ctl(ControlOperation::Delete, fd.as_raw_fd(), EpollEvent::default()).unwrap();
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::sync::{Arc, Mutex};
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+    /// Tells its name for each event; a flooder is readable again at once, for ever.
+    struct Teller {
+        name: &'static str,
+        fd: Arc<EventFd>,
+        floods: bool,
+        told: Sender<(&'static str, u32)>,
+    }
+
+    impl Subscriber for Teller {
+        fn register(&mut self, watches: &mut dyn Watches) -> Result<(), ReactorError> {
+            watches.watch(&*self.fd, 7)
+        }
+
+        fn process(&mut self, token: u32, _: &mut dyn Watches) {
+            self.fd.read().unwrap();
+            if self.floods {
+                self.fd.write(1).unwrap();
+            }
+            self.told.send((self.name, token)).unwrap();
+        }
+    }
+
+    fn bench(subscribers: &[(&'static str, bool)]) -> (Reactor, Vec<Arc<EventFd>>, Receiver<(&'static str, u32)>) {
+        let mut reactor = Reactor::new().unwrap();
+        let (told, heard) = channel();
+        let mut fds = Vec::new();
+        for (name, floods) in subscribers {
+            let fd = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+            fds.push(fd.clone());
+            reactor.add(Box::new(Teller { name, fd, floods: *floods, told: told.clone() })).unwrap();
+        }
+        (reactor, fds, heard)
+    }
+
+    #[test]
+    fn an_event_reaches_its_subscriber_with_its_token() {
+        let (mut reactor, fds, heard) = bench(&[("a", false), ("b", false)]);
+        fds[1].write(1).unwrap();
+        reactor.turn().unwrap();
+        assert_eq!(heard.try_iter().collect::<Vec<_>>(), [("b", 7)]);
+    }
+
+    #[test]
+    fn a_flood_on_one_device_does_not_starve_another() {
+        let (mut reactor, fds, heard) = bench(&[("flood", true), ("quiet", false)]);
+        fds[0].write(1).unwrap();
+        for round in 0..100 {
+            reactor.turn().unwrap();
+            assert_eq!(heard.try_iter().collect::<Vec<_>>(), [("flood", 7)], "round {round}");
+            fds[1].write(1).unwrap();
+            reactor.turn().unwrap();
+            let mut both: Vec<_> = heard.try_iter().collect();
+            both.sort_unstable();
+            assert_eq!(both, [("flood", 7), ("quiet", 7)], "round {round}: one turn serves both");
+        }
+    }
+
+    #[test]
+    fn more_ready_fds_than_one_batch_all_get_their_turn() {
+        let names: Vec<_> = (0..3 * EVENTS).map(|_| ("f", true)).collect();
+        let (mut reactor, fds, heard) = bench(&names);
+        let served: Arc<Mutex<usize>> = Arc::default();
+        fds.iter().for_each(|fd| fd.write(1).unwrap());
+        for _ in 0..3 {
+            reactor.turn().unwrap();
+            *served.lock().unwrap() += heard.try_iter().count();
+        }
+        assert_eq!(*served.lock().unwrap(), 3 * EVENTS, "each once in three turns, though all stay ready");
+    }
+
+    /// Wants an fd that cannot be watched.
+    struct Impossible(std::fs::File);
+
+    impl Subscriber for Impossible {
+        fn register(&mut self, watches: &mut dyn Watches) -> Result<(), ReactorError> {
+            watches.watch(&self.0, 0)
+        }
+        fn process(&mut self, _: u32, _: &mut dyn Watches) {}
+    }
+
+    #[test]
+    fn an_fd_that_cannot_be_watched_is_an_error_of_add() {
+        let file = std::fs::File::open("/proc/self/maps").unwrap();
+        let error = Reactor::new().unwrap().add(Box::new(Impossible(file))).unwrap_err();
+        assert!(error.to_string().starts_with("the device reactor cannot watch an fd"), "{error}");
+    }
+}

@@ -1,16 +1,25 @@
 //! All devices of one VM.
 
-use crate::bus::Bus;
+use crate::bus::{Bus, BusError};
 use crate::interrupt::Interrupt;
 use crate::leave::End;
 use crate::memory::GuestMemory;
 use crate::reactor::Reactor;
+use console::ConsoleRing;
+use power::{Keyboard, PowerDevice};
+use serial::{Com1, ConsoleInput};
+use std::error::Error;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use vmm_sys_util::eventfd::EventFd;
-use worker_api::{StartFailure, StartSpec};
+use worker_api::{Part, StartFailure, StartSpec};
 
+pub mod console;
 pub mod layout;
+pub mod power;
+pub mod serial;
+
+pub use power::PowerButton;
 
 /// Called when the guest ends its VM: `leave::leave` in a worker, so it usually does not return.
 pub type EndHandler = Arc<dyn Fn(End) + Send + Sync>;
@@ -63,15 +72,6 @@ impl IoThread {
     }
 }
 
-/// The guest's power button.
-#[derive(Debug, Clone)]
-pub struct PowerButton {}
-
-impl PowerButton {
-    /// Presses it. From any thread.
-    pub fn press(&self) {}
-}
-
 /// What `build` made, for `vm.rs` to put to work.
 #[derive(Debug)]
 pub struct Devices {
@@ -98,15 +98,39 @@ pub struct Devices {
 /// # Errors
 /// The part and the reason.
 pub fn build(spec: &StartSpec, fds: DeviceFds, mem: &GuestMemory, end: EndHandler) -> Result<Devices, StartFailure> {
-    let _ = (spec, fds, mem, end);
-    Ok(Devices {
+    let _ = (spec, mem);
+    let failed = |part: Part| move |why: &dyn std::fmt::Display| StartFailure { part, detail: why.to_string() };
+    let reactor = Reactor::new().map_err(|e| failed(Part::Thread)(&e))?;
+    let power_line = Interrupt::new().map_err(|e| failed(Part::Thread)(&e))?;
+    let power_button = PowerButton::new(power_line.clone());
+    let mut devices = Devices {
         pio: Bus::new(),
         mmio: Bus::new(),
-        reactor: Reactor::new().map_err(|e| StartFailure { part: worker_api::Part::Thread, detail: e.to_string() })?,
-        irqs: Vec::new(),
+        reactor,
+        irqs: vec![(layout::GED_GSI, power_line)],
         ioevents: Vec::new(),
         virtio: Vec::new(),
         io_threads: Vec::new(),
-        power_button: PowerButton {},
-    })
+        power_button: power_button.clone(),
+    };
+    add_power(&mut devices, power_button, end).map_err(|e| failed(Part::Thread)(&e))?;
+    add_console(&mut devices, fds.console_ring, fds.console_notify, fds.console_input)
+        .map_err(|e| failed(Part::Console)(&*e))?;
+    Ok(devices)
+}
+
+fn add_power(devices: &mut Devices, button: PowerButton, end: EndHandler) -> Result<(), BusError> {
+    let keyboard = Arc::new(Mutex::new(Keyboard::new(end.clone())));
+    devices.pio.insert(layout::I8042_PORT, layout::I8042_SIZE, keyboard)?;
+    let power = Arc::new(Mutex::new(PowerDevice::new(button, end)));
+    devices.pio.insert(layout::POWER_PORT, layout::POWER_SIZE, power)
+}
+
+fn add_console(devices: &mut Devices, ring: OwnedFd, notify: OwnedFd, input: OwnedFd) -> Result<(), Box<dyn Error>> {
+    let line = Interrupt::new()?;
+    let port = Arc::new(Mutex::new(Com1::new(line.clone(), ConsoleRing::new(ring, notify)?)?));
+    devices.pio.insert(layout::COM1_PORT, layout::COM1_SIZE, port.clone())?;
+    devices.irqs.push((layout::COM1_GSI, line));
+    devices.reactor.add(Box::new(ConsoleInput::new(port, input)))?;
+    Ok(())
 }

@@ -1,0 +1,319 @@
+//! COM1: a 16550 whose output goes to the console ring and whose input comes from a pipe.
+//!
+//! Output runs on the vCPU thread that prints. Input runs on the reactor, and only as fast as the guest takes it: the
+//! FIFO holds 64 bytes, the reactor 64 more, and while those are full the pipe is not watched, so that its writer is the
+//! one who waits. (CVE-2020-27174 was an input buffer without a bound.)
+
+use super::console::ConsoleRing;
+use crate::bus::{BusDevice, lock};
+use crate::interrupt::Interrupt;
+use crate::reactor::{ReactorError, Subscriber, Watches};
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use std::sync::{Arc, Mutex};
+use vm_superio::Serial;
+use vm_superio::serial::{NoEvents, SerialState};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// Bytes of the receive FIFO of `vm-superio`.
+const FIFO: usize = 64;
+/// The modem control register and its loopback bit.
+const MODEM_CONTROL: u64 = 4;
+const LOOPBACK: u8 = 1 << 4;
+
+/// The port.
+pub struct Com1 {
+    uart: Serial<Interrupt, NoEvents, ConsoleRing>,
+    /// What the guest sends comes back to it, and nothing else comes in.
+    loopback: bool,
+    /// The reactor holds bytes that found no room.
+    waiting: bool,
+    room: Arc<EventFd>,
+}
+
+impl Com1 {
+    /// A port that prints to `ring`.
+    ///
+    /// # Errors
+    /// What `eventfd2(2)` says.
+    pub fn new(line: Interrupt, ring: ConsoleRing) -> std::io::Result<Self> {
+        let room = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        // Born with a full FIFO that is drained at once: its buffer is as large as it will ever be, so that a guest in
+        // loopback mode cannot make a vCPU thread allocate.
+        let full = SerialState { in_buffer: vec![0; FIFO], ..SerialState::default() };
+        let uart = Serial::from_state(&full, line, NoEvents, ring)
+            .map_err(|e| std::io::Error::other(format!("the serial port cannot be made: {e:?}")))?;
+        let mut port = Self { uart, loopback: false, waiting: false, room };
+        for _ in 0..FIFO {
+            port.uart.read(0);
+        }
+        Ok(port)
+    }
+
+    /// Puts as many of `bytes` into the FIFO as there is room for; a guest that wants interrupts gets one.
+    fn offer(&mut self, bytes: &[u8]) -> usize {
+        let taken = if self.loopback { 0 } else { self.uart.enqueue_raw_bytes(bytes).unwrap_or(0) };
+        self.waiting = taken < bytes.len();
+        taken
+    }
+
+    /// Calls the reactor back once the FIFO that was full is empty.
+    fn call_back(&mut self) {
+        if self.waiting && !self.loopback && self.uart.fifo_capacity() == FIFO {
+            self.waiting = false;
+            // Fails only where it was called already.
+            let _ = self.room.write(1);
+        }
+    }
+}
+
+impl BusDevice for Com1 {
+    /// All registers are one byte wide; a wider access is answered as by an empty port.
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        match data {
+            [byte] => *byte = self.uart.read(offset as u8),
+            _ => data.fill(0xff),
+        }
+        self.call_back();
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        if let [byte] = data {
+            if offset == MODEM_CONTROL {
+                self.loopback = byte & LOOPBACK != 0;
+            }
+            // A ring cannot fail, and a raise cannot either.
+            let _ = self.uart.write(offset as u8, *byte);
+        }
+        self.call_back();
+    }
+}
+
+const PIPE: u32 = 0;
+const ROOM: u32 = 1;
+
+/// Carries bytes from the pipe to the port.
+pub struct ConsoleInput {
+    port: Arc<Mutex<Com1>>,
+    room: Arc<EventFd>,
+    /// `None` once its writers are gone.
+    pipe: Option<OwnedFd>,
+    watched: bool,
+    /// Read and not yet taken by the port: `held[first..last]`.
+    held: [u8; FIFO],
+    first: usize,
+    last: usize,
+}
+
+impl ConsoleInput {
+    /// From `pipe` to `port`.
+    pub fn new(port: Arc<Mutex<Com1>>, pipe: OwnedFd) -> Self {
+        let room = lock(&port).room.clone();
+        Self { port, room, pipe: Some(pipe), watched: false, held: [0; FIFO], first: 0, last: 0 }
+    }
+
+    /// Reads once, and only when nothing is held. The pipe is readable, so this does not block. False once its writers
+    /// are gone.
+    fn read(&mut self) -> bool {
+        let Some(pipe) = self.pipe.as_ref().filter(|_| self.first == self.last) else { return true };
+        match rustix::io::read(pipe, &mut self.held) {
+            Ok(0) => false,
+            Ok(count) => {
+                (self.first, self.last) = (0, count);
+                true
+            }
+            Err(error) => matches!(error, Errno::INTR | Errno::AGAIN),
+        }
+    }
+
+    /// Hands over what is held, and watches the pipe while there is room for more.
+    fn hand_over(&mut self, watches: &mut dyn Watches) {
+        self.first += lock(&self.port).offer(&self.held[self.first..self.last]);
+        let Some(pipe) = &self.pipe else { return };
+        let wanted = self.first == self.last;
+        let changed = match (self.watched, wanted) {
+            (false, true) => watches.watch(pipe, PIPE),
+            (true, false) => watches.unwatch(pipe),
+            _ => return,
+        };
+        self.watched = wanted;
+        // Out of kernel memory: the guest loses its input, not its life.
+        if changed.is_err() {
+            self.close(watches);
+        }
+    }
+
+    fn close(&mut self, watches: &mut dyn Watches) {
+        if let Some(pipe) = self.pipe.take().filter(|_| self.watched) {
+            let _ = watches.unwatch(&pipe);
+        }
+        self.watched = false;
+    }
+}
+
+impl Subscriber for ConsoleInput {
+    fn register(&mut self, watches: &mut dyn Watches) -> Result<(), ReactorError> {
+        watches.watch(&*self.room, ROOM)?;
+        if let Some(pipe) = &self.pipe {
+            watches.watch(pipe, PIPE)?;
+            self.watched = true;
+        }
+        Ok(())
+    }
+
+    fn process(&mut self, token: u32, watches: &mut dyn Watches) {
+        if token == ROOM {
+            let _ = self.room.read();
+        } else if !self.read() {
+            self.close(watches);
+        }
+        self.hand_over(watches);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::console::reader::Reader;
+    use super::*;
+    use crate::reactor::mock::MockReactor;
+    use std::io::{PipeWriter, Write};
+
+    const DATA: u64 = 0;
+    const INTERRUPT_ENABLE: u64 = 1;
+    const LINE_STATUS: u64 = 5;
+
+    struct Bench {
+        port: Arc<Mutex<Com1>>,
+        line: Interrupt,
+        console: Reader,
+        input: ConsoleInput,
+        writer: Option<PipeWriter>,
+        reactor: MockReactor,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let (console, ring, notify) = Reader::new();
+            let line = Interrupt::new().unwrap();
+            let port = Com1::new(line.clone(), ConsoleRing::new(ring, notify).unwrap()).unwrap();
+            let port = Arc::new(Mutex::new(port));
+            let (pipe, writer) = std::io::pipe().unwrap();
+            let mut input = ConsoleInput::new(port.clone(), pipe.into());
+            let mut reactor = MockReactor::new();
+            input.register(&mut reactor).unwrap();
+            Self { port, line, console, input, writer: Some(writer), reactor }
+        }
+
+        fn send(&mut self, bytes: &[u8]) {
+            self.writer.as_mut().unwrap().write_all(bytes).unwrap();
+        }
+
+        /// Turns until nothing is ready, and says how many turns that took.
+        fn settle(&mut self) -> usize {
+            (0..).find(|_| self.reactor.turn(&mut self.input).is_empty()).unwrap()
+        }
+
+        fn register(&self, offset: u64) -> u8 {
+            let mut byte = [0];
+            self.port.lock().unwrap().read(offset, &mut byte);
+            byte[0]
+        }
+
+        fn set(&self, offset: u64, value: u8) {
+            self.port.lock().unwrap().write(offset, &[value]);
+        }
+
+        /// What the guest reads until the line status says that there is no more.
+        fn drain(&self) -> Vec<u8> {
+            std::iter::from_fn(|| (self.register(LINE_STATUS) & 1 != 0).then(|| self.register(DATA))).collect()
+        }
+    }
+
+    #[test]
+    fn what_the_guest_prints_reaches_the_ring() {
+        let bench = Bench::new();
+        for byte in b"boot" {
+            bench.set(DATA, *byte);
+        }
+        assert_eq!(bench.console.written(), 4);
+        assert_eq!(bench.console.bytes(0, 4), b"boot");
+        assert_eq!(bench.register(LINE_STATUS), 0x60, "ready for more, nothing received");
+    }
+
+    #[test]
+    fn a_guest_without_interrupts_finds_its_input_in_the_fifo() {
+        let mut bench = Bench::new();
+        bench.send(b"ls\n");
+        bench.settle();
+        assert!(bench.line.eventfd().read().is_err());
+        assert_eq!(bench.drain(), b"ls\n");
+    }
+
+    #[test]
+    fn a_guest_with_interrupts_gets_one_for_its_input() {
+        let mut bench = Bench::new();
+        bench.set(INTERRUPT_ENABLE, 1);
+        bench.send(b"ls\n");
+        bench.settle();
+        assert_eq!(bench.line.eventfd().read().unwrap(), 1);
+        assert_eq!(bench.drain(), b"ls\n");
+    }
+
+    /// CVE-2020-27174.
+    #[test]
+    fn serial_input_that_the_guest_does_not_read_is_bounded() {
+        let mut bench = Bench::new();
+        let sent: Vec<u8> = (0..2000).map(|n| (n % 253) as u8).collect();
+        bench.send(&sent);
+        let turns = bench.settle();
+        assert!(turns <= 4, "{turns} turns: the reactor spins on input that nobody takes");
+        let waiting = rustix::io::ioctl_fionread(bench.input.pipe.as_ref().unwrap()).unwrap();
+        assert_eq!(waiting, 2000 - 2 * FIFO as u64, "64 bytes in the FIFO, 64 held, the rest stays in the pipe");
+        let mut received = Vec::new();
+        while received.len() < sent.len() {
+            let bytes = bench.drain();
+            assert!(!bytes.is_empty(), "stuck after {}", received.len());
+            received.extend(bytes);
+            bench.settle();
+        }
+        assert_eq!(received, sent);
+    }
+
+    #[test]
+    fn a_guest_in_loopback_mode_gets_its_input_afterwards() {
+        let mut bench = Bench::new();
+        bench.set(MODEM_CONTROL, LOOPBACK);
+        bench.send(b"x");
+        bench.settle();
+        for _ in 0..3 * FIFO {
+            bench.set(DATA, b'o');
+        }
+        assert_eq!(bench.drain(), [b'o'; FIFO]);
+        bench.set(MODEM_CONTROL, 0);
+        bench.settle();
+        assert_eq!(bench.drain(), b"x");
+        assert_eq!(bench.console.written(), 0);
+    }
+
+    #[test]
+    fn a_pipe_whose_writer_is_gone_is_given_up_and_printing_goes_on() {
+        let mut bench = Bench::new();
+        bench.send(b"last");
+        bench.writer = None;
+        assert!(bench.settle() <= 3);
+        assert!(bench.input.pipe.is_none());
+        assert_eq!(bench.drain(), b"last");
+        bench.set(DATA, b'!');
+        assert_eq!(bench.console.bytes(0, 1), b"!");
+    }
+
+    #[test]
+    fn a_wide_access_to_a_narrow_port_changes_nothing() {
+        let bench = Bench::new();
+        bench.port.lock().unwrap().write(DATA, b"ab");
+        assert_eq!(bench.console.written(), 0);
+        let mut wide = [0; 4];
+        bench.port.lock().unwrap().read(DATA, &mut wide);
+        assert_eq!(wide, [0xff; 4]);
+    }
+}
