@@ -2,5 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod paths;
+pub mod serve;
 pub mod spec;
 pub mod vmjson;

@@ -1,3 +1,46 @@
 //! The API: HTTP/JSON on a Unix socket.
+//!
+//! Spoken to by clients with the supervisor's uid (or root), whom [`listen`] checks by SO_PEERCRED. Bodies, heads,
+//! times and connections are bounded; a body is parsed by serde with unknown fields refused, and what it says is
+//! checked again although the CLI has checked it.
 
+use axum::Router;
+use axum::routing::{get, post};
+use std::sync::Arc;
+
+pub(crate) mod error;
+pub(crate) mod handlers;
+pub(crate) mod listen;
+pub(crate) mod openapi;
 pub mod types;
+
+use crate::serve::Context;
+
+/// Protocol name of the console stream in `Upgrade:`.
+pub const CONSOLE_PROTOCOL: &str = "vmsup-console";
+/// Header of the console stream's answer: whether this client's bytes reach the guest, `yes` or `no`.
+pub const CONSOLE_INPUT_HEADER: &str = "vmsup-console-input";
+/// Header of `logs`: bytes that the guest wrote.
+pub const WRITTEN_HEADER: &str = "vmsup-written";
+/// Header of `logs`: how many of them are no longer kept.
+pub const OVERWRITTEN_HEADER: &str = "vmsup-overwritten";
+
+/// All routes. `openapi.rs` documents each of them; a test holds the two together.
+pub(crate) fn router(context: Arc<Context>) -> Router {
+    Router::new()
+        .route("/v1/version", get(handlers::version))
+        .route("/v1/openapi.json", get(openapi::document))
+        .route("/v1/vms", get(handlers::list).post(handlers::create))
+        .route("/v1/vms/{vm}", get(handlers::info).delete(handlers::remove))
+        .route("/v1/vms/{vm}/stop", post(handlers::stop))
+        .route("/v1/vms/{vm}/kill", post(handlers::kill))
+        .route("/v1/vms/{vm}/wait", get(handlers::wait))
+        .route("/v1/vms/{vm}/logs", get(handlers::logs))
+        .route("/v1/vms/{vm}/console", get(handlers::console))
+        .fallback(handlers::no_such_route)
+        .method_not_allowed_fallback(handlers::no_such_method)
+        .with_state(context)
+}
+
+#[cfg(test)]
+mod tests;

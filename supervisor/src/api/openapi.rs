@@ -1,0 +1,36 @@
+//! The OpenAPI document, made from the handlers' own annotations.
+
+use super::handlers;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use utoipa::OpenApi;
+
+/// The document.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "vmsup",
+        description = "Virtual machines for people who do not trust what runs in them. On a Unix socket; the peer's uid is the identity."
+    ),
+    paths(
+        handlers::version,
+        handlers::list,
+        handlers::create,
+        handlers::info,
+        handlers::remove,
+        handlers::stop,
+        handlers::kill,
+        handlers::wait,
+        handlers::logs,
+        handlers::console,
+        document
+    )
+)]
+pub struct Document;
+
+/// This document.
+#[utoipa::path(get, path = "/v1/openapi.json", responses((status = 200, description = "OpenAPI 3.1", content_type = "application/json")))]
+pub async fn document() -> Response {
+    let json = Document::openapi().to_json().unwrap_or_default();
+    ([(header::CONTENT_TYPE, "application/json")], json).into_response()
+}

@@ -1,0 +1,64 @@
+//! Where the supervisor of a user is found: its runtime directory and what is in it.
+//!
+//! Runs in the CLI (which connects) and in the supervisor (which makes the directory, see [`crate::serve`]).
+
+use std::path::PathBuf;
+
+/// Name of the system user whose supervisor serves from [`SYSTEM_DIR`].
+const SYSTEM_USER: &str = "vmsup";
+/// Runtime directory of the system user's supervisor, made by its unit.
+const SYSTEM_DIR: &str = "/run/vmsup";
+
+/// The runtime directory of this user's supervisor: `/run/vmsup` for the system user `vmsup` (and where that directory
+/// belongs to this user), else `$XDG_RUNTIME_DIR/vmsup`, else `/tmp/vmsup-<uid>`.
+///
+/// It is only named here. Nothing in it is believed before its owner and mode were checked.
+pub fn runtime_dir() -> PathBuf {
+    let uid = nix::unistd::getuid();
+    let system = PathBuf::from(SYSTEM_DIR);
+    let owned = rustix::fs::lstat(&system).is_ok_and(|s| {
+        s.st_uid == uid.as_raw() && rustix::fs::FileType::from_raw_mode(s.st_mode) == rustix::fs::FileType::Directory
+    });
+    if !uid.is_root() && (owned || is_system_user(uid)) {
+        return system;
+    }
+    match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
+        Some(dir) if dir.is_absolute() => dir.join("vmsup"),
+        _ => PathBuf::from(format!("/tmp/vmsup-{uid}")),
+    }
+}
+
+/// The API's socket in [`runtime_dir`].
+pub fn api_socket() -> PathBuf {
+    runtime_dir().join(API_SOCKET)
+}
+
+/// The log of a supervisor in the background, in [`runtime_dir`].
+pub fn log_file() -> PathBuf {
+    runtime_dir().join(LOG_FILE)
+}
+
+/// File name of the API's socket.
+pub const API_SOCKET: &str = "api.sock";
+/// File name of the log of a supervisor in the background.
+pub const LOG_FILE: &str = "supervisor.log";
+
+/// The directory that holds our own executable, where the other programs of this release are.
+///
+/// # Errors
+/// What reading `/proc/self/exe` says.
+pub fn program_dir() -> std::io::Result<PathBuf> {
+    let exe = std::env::current_exe()?;
+    Ok(exe.parent().map_or_else(|| PathBuf::from("/"), PathBuf::from))
+}
+
+/// `/etc/passwd` is read rather than asked of NSS: a static binary cannot load NSS modules, and a system user of a
+/// package is always in the file.
+fn is_system_user(uid: nix::unistd::Uid) -> bool {
+    std::fs::read_to_string("/etc/passwd").is_ok_and(|text| {
+        text.lines().any(|line| {
+            let mut fields = line.split(':');
+            fields.next() == Some(SYSTEM_USER) && fields.nth(1) == Some(uid.to_string().as_str())
+        })
+    })
+}

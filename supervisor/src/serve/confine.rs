@@ -1,0 +1,27 @@
+//! The supervisor confines itself: one function, in order, and any failure is the end.
+
+use super::ServeError;
+use rustix::process::{Resource, Rlimit};
+
+/// As many fds as the host lets us have: each VM costs five.
+pub fn raise_nofile() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    // Where it fails, the old limit holds: fewer VMs, and a sentence when they run out.
+    let _ = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
+/// No new privileges, no core dumps and no debugger, and the filter: for this thread, the only one there is, and so
+/// for every thread that it makes.
+///
+/// # Errors
+/// Any step that does not hold.
+pub fn confine() -> Result<(), ServeError> {
+    let failed = |what: &str, e: &dyn std::fmt::Display| ServeError::Confine(format!("{what}: {e}"));
+    let threads = std::fs::read_dir("/proc/self/task").map_err(|e| failed("/proc/self/task", &e))?.count();
+    if threads != 1 {
+        return Err(failed("threads", &format!("{threads} are there, and a filter would hold one of them only")));
+    }
+    nix::sys::prctl::set_dumpable(false).map_err(|e| failed("dumpable", &e))?;
+    nix::sys::prctl::set_no_new_privs().map_err(|e| failed("no_new_privs", &e))?;
+    policies::apply::seccomp(&policies::SUPERVISOR).map_err(|e| failed("filter", &e))
+}

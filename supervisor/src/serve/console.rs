@@ -1,0 +1,262 @@
+//! A VM's console as the supervisor sees it: the ring that the worker writes, and the pipe that the guest reads.
+//!
+//! Nothing is buffered here. Every reader has its own position in the ring and takes from it as fast as its client
+//! reads; who is too slow loses the oldest bytes and is told how many. What the worker wrote into the ring's counters
+//! is an allegation ([`worker_api::console::available`] reduces it).
+//!
+//! ```text
+//!  worker ──▶ ring (memfd) ──pread──▶ reader A ──▶ client     each at its own position
+//!     │                    ──pread──▶ reader B ──▶ client
+//!     └─ notify (eventfd) ─▶ pump: seen := written; tells the readers
+//! ```
+//!
+//! The pump runs only while there are readers. Without any, `seen` stays behind, so that the worker never writes the
+//! eventfd and a guest that talks to nobody wakes nobody.
+
+use super::memfd;
+use super::readiness::watch;
+use rustix::event::EventfdFlags;
+use rustix::pipe::PipeFlags;
+use std::io::Result;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::sync::watch;
+use worker_api::console::{CAPACITY, DATA, RING_BYTES, SEEN, WRITTEN, available};
+
+/// The least time between two wake-ups of the pump. The first byte after silence is told at once; a guest that writes
+/// without pause (or a worker that writes its eventfd in a loop) costs at most 500 wake-ups a second.
+const PACE: Duration = Duration::from_millis(2);
+
+/// The ends that the supervisor keeps.
+#[derive(Debug)]
+pub struct Console {
+    ring: OwnedFd,
+    notify: OwnedFd,
+    /// Write end of the guest's input. Kept open also where nobody may write: a pipe without a writer would look to
+    /// the worker like a client that hung up.
+    input: OwnedFd,
+    /// Someone writes, or nobody may.
+    input_taken: AtomicBool,
+    /// `written` as the pump last saw it.
+    news: watch::Sender<u64>,
+    pumping: Mutex<bool>,
+}
+
+/// The ends that go to the worker; the ring and the eventfd are shared.
+#[derive(Debug)]
+pub struct WorkerEnds {
+    /// The ring.
+    pub ring: OwnedFd,
+    /// The eventfd.
+    pub notify: OwnedFd,
+    /// Read end of the input pipe.
+    pub input: OwnedFd,
+}
+
+impl Console {
+    /// Makes ring, eventfd and pipe.
+    ///
+    /// # Errors
+    /// Out of fds or memory.
+    pub fn new(with_input: bool) -> Result<(Arc<Console>, WorkerEnds)> {
+        let ring = memfd::sealed("vmsup-console", RING_BYTES)?;
+        let notify = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        let ends = WorkerEnds { ring: ring.try_clone()?, notify: notify.try_clone()?, input: read };
+        let console = Console {
+            ring,
+            notify,
+            input: write,
+            input_taken: AtomicBool::new(!with_input),
+            news: watch::Sender::new(0),
+            pumping: Mutex::new(false),
+        };
+        Ok((Arc::new(console), ends))
+    }
+
+    /// Bytes that the guest ever wrote, as the worker says.
+    pub fn written(&self) -> u64 {
+        let mut bytes = [0; 8];
+        match rustix::io::pread(&self.ring, &mut bytes, WRITTEN) {
+            Ok(8) => u64::from_le_bytes(bytes),
+            _ => 0,
+        }
+    }
+
+    /// A reader from the first byte that is still there, or from now on.
+    pub fn reader(self: &Arc<Console>, history: bool) -> Reader {
+        let written = self.written();
+        let position = if history { available(0, written).1 } else { written };
+        let mut pumping = self.pumping.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = self.news.subscribe();
+        if !std::mem::replace(&mut *pumping, true) {
+            tokio::spawn(self.clone().pump());
+        }
+        Reader { console: self.clone(), news, position }
+    }
+
+    /// All that is kept, with what it cost: (bytes, how many were written before the first of them).
+    pub fn kept(&self) -> (Vec<u8>, u64) {
+        let written = self.written();
+        let (lost, start) = available(0, written);
+        let mut bytes = vec![0; usize::try_from(written - start).unwrap_or(0).min(CAPACITY as usize)];
+        let got = self.copy(start, &mut bytes);
+        bytes.truncate(got);
+        // What was overwritten while it was copied is not what it seems.
+        let torn = self.written().saturating_sub(CAPACITY).saturating_sub(start);
+        let torn = torn.min(got as u64);
+        (bytes.split_off(torn as usize), lost + torn)
+    }
+
+    /// The guest's input, for one writer at a time.
+    pub fn take_input(self: &Arc<Console>) -> Option<Input> {
+        let free = self.input_taken.compare_exchange(false, true, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        free.then(|| Input { console: self.clone() })
+    }
+
+    /// Copies ring bytes from number `start` on; says how many. The caller has made sure that they are there.
+    fn copy(&self, start: u64, into: &mut [u8]) -> usize {
+        let mut done = 0;
+        while done < into.len() {
+            let at = (start + done as u64) % CAPACITY;
+            let run = (into.len() - done).min((CAPACITY - at) as usize);
+            match rustix::io::pread(&self.ring, &mut into[done..done + run], DATA + at) {
+                Ok(n) if n > 0 => done += n,
+                // Cannot happen to a memfd that is sealed against shrinking. Zeros keep the readers moving.
+                _ => {
+                    into[done..done + run].fill(0);
+                    done += run;
+                }
+            }
+        }
+        done
+    }
+
+    /// Follows the ring while there are readers.
+    async fn pump(self: Arc<Console>) {
+        while let Err(error) = self.follow().await {
+            // Out of memory for a registration, say: the readers still get what is there when the VM ends.
+            tracing::error!(%error, "cannot follow a console; trying again");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    async fn follow(&self) -> Result<()> {
+        loop {
+            // Drained first: whatever the worker signals from here on is seen by the wait below.
+            let _ = rustix::io::read(&self.notify, &mut [0; 8]);
+            let written = self.written();
+            rustix::io::pwrite(&self.ring, &written.to_le_bytes(), SEEN)?;
+            self.publish(written);
+            if self.written() == written {
+                // Registered only while it is waited for: signals in between wake nobody.
+                let notify = watch(self.notify.as_fd(), Interest::READABLE)?;
+                tokio::select! {
+                    ready = notify.readable() => drop(ready?),
+                    () = self.news.closed() => {}
+                }
+            }
+            if self.stop() {
+                return Ok(());
+            }
+            self.publish(self.written());
+            tokio::time::sleep(PACE).await;
+        }
+    }
+
+    fn publish(&self, written: u64) {
+        self.news.send_if_modified(|news| std::mem::replace(news, written) != written);
+    }
+
+    /// True where the last reader has gone; the next one starts a new pump.
+    fn stop(&self) -> bool {
+        let mut pumping = self.pumping.lock().unwrap_or_else(PoisonError::into_inner);
+        *pumping = self.news.receiver_count() > 0;
+        !*pumping
+    }
+}
+
+/// One reader's place in the ring.
+#[derive(Debug)]
+pub struct Reader {
+    console: Arc<Console>,
+    news: watch::Receiver<u64>,
+    position: u64,
+}
+
+/// What a reader found.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// Bytes that were overwritten before they could be read.
+    pub lost: u64,
+    /// How many bytes of the buffer are filled.
+    pub bytes: usize,
+}
+
+impl Reader {
+    /// Takes what is there, at most a buffer full; nothing lost and no bytes where there is no news.
+    pub fn take(&mut self, buffer: &mut [u8]) -> Chunk {
+        let written = self.console.written();
+        let (mut lost, start) = available(self.position, written);
+        let want = usize::try_from(written.max(start) - start).unwrap_or(usize::MAX).min(buffer.len());
+        let mut bytes = self.console.copy(start, &mut buffer[..want]);
+        // The worker may have overwritten the oldest of them meanwhile: those are lost, too.
+        let torn = self.console.written().saturating_sub(CAPACITY).saturating_sub(start).min(bytes as u64);
+        buffer.copy_within(torn as usize..bytes, 0);
+        bytes -= torn as usize;
+        lost += torn;
+        self.position += lost + bytes as u64;
+        Chunk { lost, bytes }
+    }
+
+    /// Waits until there may be news. May be dropped and called again.
+    pub async fn news(&mut self) {
+        // Bytes that came before this reader subscribed are no change to the watch.
+        if self.console.written() > self.position {
+            return;
+        }
+        if self.news.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// The right to write to the guest's serial port; given back when dropped.
+#[derive(Debug)]
+pub struct Input {
+    console: Arc<Console>,
+}
+
+impl Input {
+    /// Writes all of `bytes`, waiting as long as the guest does not read.
+    ///
+    /// # Errors
+    /// The worker is gone.
+    pub async fn write(&self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            match rustix::io::write(&self.console.input, bytes) {
+                Ok(n) => bytes = &bytes[n..],
+                Err(rustix::io::Errno::AGAIN) => {
+                    let pipe = watch(self.console.input.as_fd(), Interest::WRITABLE)?;
+                    drop(pipe.writable().await?);
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Input {
+    fn drop(&mut self) {
+        self.console.input_taken.store(false, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+#[path = "console_tests.rs"]
+mod tests;

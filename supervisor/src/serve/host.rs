@@ -1,0 +1,96 @@
+//! What the supervisor takes from its host before it confines itself: fds and facts.
+
+use super::ServeError;
+use super::memfd;
+use super::rundir::RunDir;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+
+/// The built-in guest `hello`, an ELF with a PVH note.
+const HELLO: &[u8] = include_bytes!(env!("VMSUP_HELLO"));
+
+/// Fds and facts of this host.
+#[derive(Debug)]
+pub struct Host {
+    /// `/dev/kvm`, read and write.
+    pub kvm: OwnedFd,
+    /// The built-in guest.
+    pub hello: OwnedFd,
+    /// The directory of the workers' sockets.
+    pub workers: OwnedFd,
+    /// The host's memory, MiB.
+    pub memory_mib: u64,
+    /// The supervisor's uid.
+    pub uid: u32,
+    /// Ids of VMs are counted from here.
+    pub first_id: u64,
+}
+
+impl Host {
+    /// Opens and reads all of it.
+    ///
+    /// # Errors
+    /// No KVM, or one that this user may not use.
+    pub fn open(rundir: &RunDir) -> Result<Host, ServeError> {
+        let system = |what| move |e: std::io::Error| ServeError::System(what, e);
+        let mut random = [0; 8];
+        let mut source = std::fs::File::open("/dev/urandom").map_err(system("opening /dev/urandom"))?;
+        source.read_exact(&mut random).map_err(system("reading /dev/urandom"))?;
+        Ok(Host {
+            kvm: open_kvm("/dev/kvm")?,
+            hello: memfd::constant("vmsup-hello", HELLO).map_err(system("making a memfd"))?,
+            workers: rundir.workers.try_clone().map_err(system("copying an fd"))?,
+            memory_mib: memory_mib().map_err(system("reading /proc/meminfo"))?,
+            uid: rustix::process::geteuid().as_raw(),
+            first_id: u64::from_le_bytes(random),
+        })
+    }
+}
+
+fn open_kvm(path: &str) -> Result<OwnedFd, ServeError> {
+    rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|e| {
+        ServeError::Kvm(match e {
+            Errno::ACCESS | Errno::PERM => format!(
+                "{path}: permission denied; add this user to the group kvm (usermod -aG kvm USER, then log in again) \
+                 and see that the group may use it (udev rule: KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0660\")"
+            ),
+            Errno::NOENT | Errno::NODEV | Errno::NXIO => format!(
+                "{path} is not there; load the kernel's module (modprobe kvm_intel or kvm_amd), and switch on \
+                 virtualisation in the firmware or in the host that this machine runs on"
+            ),
+            e => format!("{path} cannot be opened: {e}"),
+        })
+    })
+}
+
+/// MemTotal.
+fn memory_mib() -> std::io::Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = line.and_then(|l| l.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.map(|kib| kib / 1024).ok_or_else(|| std::io::Error::from(std::io::ErrorKind::InvalidData))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kvm_that_is_missing_or_forbidden_says_what_to_do() {
+        let missing = open_kvm("/dev/no-such-kvm").unwrap_err().to_string();
+        assert!(missing.contains("modprobe"), "{missing}");
+    }
+
+    #[test]
+    fn the_built_in_guest_is_an_elf() {
+        assert_eq!(&HELLO[..4], b"\x7fELF");
+        assert!(HELLO.len() < 64 << 10, "{} bytes", HELLO.len());
+    }
+
+    #[test]
+    fn the_host_has_memory() {
+        assert!(memory_mib().unwrap() > 64);
+    }
+}

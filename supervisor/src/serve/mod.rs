@@ -1,0 +1,217 @@
+//! The supervisor: `vmsup serve`.
+//!
+//! Runs as the user (or the system user `vmsup`), with no_new_privs and a seccomp filter on every thread. Speaks to
+//! three kinds of peers: clients with this user's uid, over HTTP on a Unix socket ([`crate::api`]); one jailer, its
+//! child, started before the filter is in force ([`jail`]); and its workers, which are assumed to be compromised
+//! ([`worker`], [`console`]).
+//!
+//! [`serve`] is what happens at start, in order. Everything that a filter forbids comes before the filter: making
+//! directories, starting the jailer, opening the log, binding the socket.
+
+use crate::paths;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+mod background;
+mod confine;
+pub(crate) mod console;
+mod end;
+mod files;
+mod host;
+mod jail;
+mod jailer;
+pub mod lifecycle;
+mod memfd;
+mod readiness;
+pub(crate) mod registry;
+mod run;
+mod rundir;
+mod signals;
+mod start;
+pub(crate) mod stream;
+#[cfg(test)]
+pub(crate) mod testing;
+pub(crate) mod vm;
+mod worker;
+
+pub(crate) use host::Host;
+pub(crate) use jail::Jail;
+pub(crate) use start::no_cgroup;
+
+/// What `vmsup serve` was told.
+#[derive(Debug, Clone, Default)]
+pub struct ServeOptions {
+    /// The API's socket; default: `api.sock` in the runtime directory.
+    pub socket: Option<PathBuf>,
+    /// The runtime directory; default: [`paths::runtime_dir`].
+    pub runtime_dir: Option<PathBuf>,
+    /// How many warm workers the jailer keeps.
+    pub pool: u32,
+    /// `vmsup-jailer`; default: beside our own executable.
+    pub jailer: Option<PathBuf>,
+    /// `vmsup-worker`; default: beside our own executable.
+    pub worker: Option<PathBuf>,
+    /// Leave the terminal, log to a file, and say `ready` on stdout.
+    pub background: bool,
+}
+
+/// Why there is no supervisor. Each is a sentence that says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Another one serves this directory or socket.
+    #[error("a supervisor serves {} already; use it, or stop it first", .0.display())]
+    Served(PathBuf),
+    /// The runtime directory is not ours alone.
+    #[error("{} {why}; remove it, or set XDG_RUNTIME_DIR to a directory of your own", .path.display())]
+    Foreign {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Something else is where the socket should be.
+    #[error("{} is there and is no socket; remove it, or give another --socket", .0.display())]
+    NotASocket(PathBuf),
+    /// A system call on a path failed.
+    #[error("{what} {}: {source}", .path.display())]
+    Path {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel says.
+        source: std::io::Error,
+    },
+    /// A program of this release is not there.
+    #[error("{} is not there; install all programs of vmsup side by side, or name it (--jailer, --worker)", .0.display())]
+    NoProgram(PathBuf),
+    /// The jailer could not be started.
+    #[error("the jailer could not be started: {0}")]
+    Start(#[source] std::io::Error),
+    /// The jailer said nothing in time.
+    #[error("the jailer did not become ready in 10 s; its messages are in the supervisor's log")]
+    Silent,
+    /// The jailer hung up or is of another release.
+    #[error("the jailer did not become ready: {0}; its messages are in the supervisor's log")]
+    Handshake(#[source] ipc::Error),
+    /// /dev/kvm cannot be used.
+    #[error("{0}")]
+    Kvm(String),
+    /// The process could not be confined.
+    #[error("the supervisor could not confine itself: {0}")]
+    Confine(String),
+    /// A resource of the process itself could not be had.
+    #[error("{0}: {1}")]
+    System(&'static str, #[source] std::io::Error),
+}
+
+impl ServeError {
+    fn path(what: &'static str, path: &Path, error: rustix::io::Errno) -> ServeError {
+        ServeError::Path { what, path: path.to_owned(), source: error.into() }
+    }
+}
+
+/// All that the parts of a running supervisor share.
+#[derive(Debug)]
+pub struct Context {
+    /// Fds and facts of this host.
+    pub(crate) host: Host,
+    /// The way to the jailer.
+    pub(crate) jail: Arc<Jail>,
+    /// The VMs.
+    pub(crate) registry: registry::Registry<vm::Vm>,
+}
+
+/// Runs a supervisor until it is told to leave, or until the last VM has ended after its jailer has.
+///
+/// # Errors
+/// What keeps it from serving.
+pub fn serve(options: ServeOptions) -> Result<(), ServeError> {
+    if options.background && background::needs_a_child() {
+        return background::in_a_child();
+    }
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let dir = rundir::chosen(options.runtime_dir.clone());
+    let socket = options.socket.clone().unwrap_or_else(|| dir.join(paths::API_SOCKET));
+    let rundir = rundir::RunDir::take(&dir, &socket)?;
+    let starter = if options.background { Some(background::leave_terminal(&dir.join(paths::LOG_FILE))?) } else { None };
+    log_to(starter.as_ref())?;
+    let result =
+        prepare(&options, &rundir, &socket, starter.as_ref()).and_then(|ready| confined(ready, &socket, starter));
+    if let Err(error) = &result {
+        tracing::error!("{error}");
+    }
+    result
+}
+
+/// What is there before the filter is.
+struct Ready {
+    jailer: jailer::Jailer,
+    host: Host,
+    listener: UnixListener,
+    signals: OwnedFd,
+}
+
+/// Everything that the filter forbids.
+fn prepare(
+    options: &ServeOptions,
+    rundir: &rundir::RunDir,
+    socket: &Path,
+    starter: Option<&background::Starter>,
+) -> Result<Ready, ServeError> {
+    let programs = paths::program_dir().map_err(|e| ServeError::System("finding our own executable", e))?;
+    let host = Host::open(rundir)?;
+    let jailer = jailer::start(&jailer::JailerOptions {
+        jailer: options.jailer.clone().unwrap_or_else(|| programs.join("vmsup-jailer")),
+        worker: options.worker.clone().unwrap_or_else(|| programs.join("vmsup-worker")),
+        pool: options.pool,
+        dir: rundir.workers_path(),
+        log: starter.map(|s| s.log()).transpose()?,
+    })?;
+    // After the jailer was started: it and its workers inherit neither the raised limit nor the blocked signals.
+    confine::raise_nofile();
+    let signals = signals::block()?;
+    let listener = rundir.bind(socket)?;
+    Ok(Ready { jailer, host, listener, signals })
+}
+
+/// Confines the process and serves.
+fn confined(ready: Ready, socket: &Path, starter: Option<background::Starter>) -> Result<(), ServeError> {
+    if let Some(starter) = &starter {
+        starter.detach()?;
+    }
+    let result = confine::confine().and_then(|()| run::runtime());
+    let runtime = match result {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let _ = std::fs::remove_file(socket);
+            if let Some(starter) = starter {
+                starter.failed(&error);
+            }
+            return Err(error);
+        }
+    };
+    if let Some(starter) = starter {
+        starter.ready();
+    }
+    tracing::info!(socket = %socket.display(), jailer = ready.jailer.child.id(), "serving");
+    let result = runtime.block_on(run::run(ready, socket));
+    // Whatever a blocking thread still waits for (a hung file system) ends with the process.
+    runtime.shutdown_background();
+    result
+}
+
+/// The log goes to the file in the background, else to stderr; `VMSUP_LOG` chooses what (default: `info`).
+fn log_to(starter: Option<&background::Starter>) -> Result<(), ServeError> {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("VMSUP_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_ansi(false);
+    // A subscriber that is there already (a test's) stays.
+    let _ = match starter {
+        Some(starter) => builder.with_writer(std::sync::Mutex::new(std::fs::File::from(starter.log()?))).try_init(),
+        None => builder.with_writer(std::io::stderr).try_init(),
+    };
+    Ok(())
+}

@@ -1,0 +1,271 @@
+//! A start, step by step: files, worker, hand-over. Each step owns what it made; dropping it is its undo (fds close,
+//! locks go, a worker that nobody holds is killed), so a start that fails anywhere leaves nothing.
+
+use super::Context;
+use super::console::{Console, WorkerEnds};
+use super::files::GuestFiles;
+use super::jail::{Held, MakeError};
+use super::memfd;
+use super::worker::{Control, ControlError};
+use crate::api::types::{ApiError, ErrorCode};
+use crate::spec::{DiskEngine, Enforce, Limits, VmSpec};
+use jail_spec::{CgroupLimits, Refusal, Rlimits};
+use rustix::fs::{Mode, OFlags};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use worker_api::{DiskSpec, Engine, FdRole, Part, StartSpec, Timings, console};
+
+/// How long the jailer may take to make a worker.
+const MAKE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a worker may take from its spec to its running vCPUs.
+const START_DEADLINE: Duration = Duration::from_secs(10);
+/// Threads beyond those that are counted: the engines' own helpers.
+const SPARE_THREADS: u32 = 8;
+/// RLIMIT_MEMLOCK: no engine of this release locks memory; the kernel's own small uses stay possible.
+const MEMLOCK: u64 = 64 << 10;
+
+/// A worker and what it is to be given.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The worker, empty.
+    pub held: Held,
+    /// What goes to it.
+    pub parcel: Parcel,
+    /// The supervisor's ends.
+    pub console: Arc<Console>,
+    /// When each step was done.
+    pub stages: Stages,
+}
+
+/// What goes to a worker.
+#[derive(Debug)]
+pub struct Parcel {
+    spec: StartSpec,
+    ram: OwnedFd,
+    console: WorkerEnds,
+    kernel: OwnedFd,
+    initrd: Option<OwnedFd>,
+    disks: Vec<OwnedFd>,
+}
+
+/// Where the time of a start went.
+#[derive(Debug, Clone, Copy)]
+pub struct Stages {
+    begun: Instant,
+    files: Instant,
+    made: Instant,
+}
+
+/// Opens the files and gets a worker.
+///
+/// # Errors
+/// What the client is told.
+pub async fn prepare(context: &Context, spec: &VmSpec) -> Result<Prepared, ApiError> {
+    let begun = Instant::now();
+    let limits = spec.limits.as_ref().map(cgroup_limits);
+    // Without files there is nothing to wait for: the jailer works while we make the memfds.
+    let early = if GuestFiles::any(spec) { None } else { Some(context.jail.make(limits, rlimits(spec, 0)).await) };
+    let files = open_files(spec).await?;
+    let pending = match early {
+        Some(pending) => pending,
+        None => context.jail.make(limits, rlimits(spec, files.largest_writable)).await,
+    };
+    let (console, parcel) = parcel(context, spec, files)?;
+    let files = Instant::now();
+    let held = match tokio::time::timeout(MAKE_DEADLINE, pending).await {
+        Ok(Ok(Ok(held))) => held,
+        Ok(Ok(Err(error))) => return Err(no_worker(error)),
+        Ok(Err(_)) => return Err(no_worker(MakeError::Gone)),
+        Err(_) => return Err(unavailable("the jailer made no worker in 10 s; the host is overloaded, try again")),
+    };
+    Ok(Prepared { held, parcel, console, stages: Stages { begun, files, made: Instant::now() } })
+}
+
+async fn open_files(spec: &VmSpec) -> Result<GuestFiles, ApiError> {
+    if !GuestFiles::any(spec) {
+        return GuestFiles::open(spec);
+    }
+    // A file system may take its time, and no other VM is to wait for it.
+    let spec = spec.clone();
+    tokio::task::spawn_blocking(move || GuestFiles::open(&spec))
+        .await
+        .map_err(|_| internal("the thread that opens files died"))?
+}
+
+/// Makes the memfds and the console, and puts all together.
+fn parcel(context: &Context, spec: &VmSpec, files: GuestFiles) -> Result<(Arc<Console>, Parcel), ApiError> {
+    let failed = |error: std::io::Error| unavailable(format!("no memory or file descriptors for the VM: {error}"));
+    let ram = memfd::sealed("vmsup-ram", spec.memory_mib << 20).map_err(|e| failed(e.into()))?;
+    let (console, ends) = Console::new(spec.console.as_ref().is_none_or(|c| c.input)).map_err(failed)?;
+    let kernel = match files.kernel {
+        Some(kernel) => kernel,
+        None => own_copy(&context.host.hello).map_err(failed)?,
+    };
+    let spec = worker_spec(spec, files.initrd.is_some())?;
+    let parcel = Parcel { spec, ram, console: ends, kernel, initrd: files.initrd, disks: files.disks };
+    Ok((console, parcel))
+}
+
+/// Another open file of the same memfd, for reading: workers that share one would move each other's file offset.
+fn own_copy(memfd: &OwnedFd) -> std::io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", memfd.as_raw_fd());
+    Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Connects to the worker and makes it the VM.
+///
+/// # Errors
+/// What the client is told.
+pub async fn hand_over(
+    context: &Context,
+    parcel: Parcel,
+    held: jail_spec::Worker,
+) -> Result<(Control, Timings), ApiError> {
+    let start = async {
+        let control = Control::connect(context.host.workers.as_fd(), &held)?;
+        let fds = parcel.fds(&context.host.kvm);
+        let timings = control.start(parcel.spec.clone(), &fds).await?;
+        Ok((control, timings))
+    };
+    match tokio::time::timeout(START_DEADLINE, start).await {
+        Ok(result) => result.map_err(|error| refused(error, parcel.spec.disks.len())),
+        Err(_) => Err(internal("the worker did not start the VM in 10 s and was killed")),
+    }
+}
+
+impl Parcel {
+    /// The fds in the order of [`StartSpec::fd_roles`].
+    fn fds<'a>(&'a self, kvm: &'a OwnedFd) -> Vec<BorrowedFd<'a>> {
+        let fd = |role| match role {
+            FdRole::Kvm => Some(kvm),
+            FdRole::Ram => Some(&self.ram),
+            FdRole::ConsoleRing => Some(&self.console.ring),
+            FdRole::ConsoleNotify => Some(&self.console.notify),
+            FdRole::ConsoleInput => Some(&self.console.input),
+            FdRole::Kernel => Some(&self.kernel),
+            FdRole::Initrd => self.initrd.as_ref(),
+            FdRole::Disk(n) => self.disks.get(usize::from(n)),
+        };
+        self.spec.fd_roles().into_iter().filter_map(fd).map(AsFd::as_fd).collect()
+    }
+}
+
+impl Stages {
+    /// One line for the log.
+    pub fn log(&self, id: &str, name: &str, warm: bool, worker: &Timings) {
+        let us = |from: Instant, to: Instant| to.duration_since(from).as_micros();
+        let now = Instant::now();
+        tracing::debug!(
+            id,
+            name,
+            warm,
+            total_us = us(self.begun, now),
+            files_us = us(self.begun, self.files),
+            make_us = us(self.files, self.made),
+            start_us = us(self.made, now),
+            memory_us = worker.memory,
+            vcpus_us = worker.vcpus,
+            devices_us = worker.devices,
+            boot_us = worker.boot,
+            threads_us = worker.threads,
+            "started"
+        );
+    }
+}
+
+/// The VM as the worker sees it.
+fn worker_spec(spec: &VmSpec, initrd: bool) -> Result<StartSpec, ApiError> {
+    let disk = |(n, disk): (usize, &crate::spec::Disk)| DiskSpec {
+        readonly: disk.readonly,
+        serial: disk.serial.clone().unwrap_or_else(|| format!("vmsup-disk{n}")),
+        engine: match disk.engine {
+            DiskEngine::Auto | DiskEngine::Threads => Engine::Threads,
+        },
+    };
+    let start = StartSpec {
+        cpus: u8::try_from(spec.cpus).unwrap_or(0),
+        memory_mib: u32::try_from(spec.memory_mib).unwrap_or(0),
+        initrd,
+        cmdline: spec.boot.cmdline.clone().unwrap_or_default(),
+        disks: spec.disks.iter().enumerate().map(disk).collect(),
+    };
+    start.check().map_err(|message| ApiError { code: ErrorCode::Invalid, message, field: None })?;
+    Ok(start)
+}
+
+/// What the worker of this VM may use at most.
+fn rlimits(spec: &VmSpec, largest_writable: u64) -> Rlimits {
+    // Control thread, reactor, vCPUs, and two threads for each disk.
+    let threads = 2 + u32::from(spec.cpus) + 2 * spec.disks.len() as u32;
+    Rlimits {
+        fsize: (spec.memory_mib << 20).max(console::RING_BYTES).max(largest_writable),
+        nproc: threads + SPARE_THREADS,
+        memlock: MEMLOCK,
+    }
+}
+
+fn cgroup_limits(limits: &Limits) -> CgroupLimits {
+    CgroupLimits {
+        memory_max: limits.memory_max_mib.map(|mib| mib << 20),
+        pids_max: limits.pids_max,
+        cpu_percent: limits.cpu_percent,
+        best_effort: limits.enforce == Enforce::BestEffort,
+    }
+}
+
+/// Limits cannot be held on this host.
+pub fn no_cgroup(reason: &str) -> ApiError {
+    ApiError {
+        code: ErrorCode::Invalid,
+        message: format!(
+            "there is no delegated cgroup to hold limits ({reason}); remove \"limits\", or set \"enforce\": \"best-effort\""
+        ),
+        field: Some("limits".into()),
+    }
+}
+
+fn no_worker(error: MakeError) -> ApiError {
+    match error {
+        MakeError::Gone => unavailable(super::jail::GONE),
+        MakeError::Refused(Refusal::NoCgroup(reason)) => no_cgroup(&reason),
+        MakeError::Refused(Refusal::Full { slots }) => {
+            unavailable(format!("all {slots} places for VMs are in use; stop some VMs"))
+        }
+        MakeError::Refused(Refusal::Step { step, errno }) => {
+            let error = std::io::Error::from_raw_os_error(errno);
+            internal(format!("no jail could be made: step {step}: {error}; vmsup doctor may know why"))
+        }
+        MakeError::Refused(Refusal::Died(how, words)) => {
+            let end = super::end::WorkerEnd::new(how, &words);
+            internal(format!("no jail could be made: {}; vmsup doctor may know why", end.reason()))
+        }
+        MakeError::Refused(Refusal::Invalid(why)) => internal(format!("the jailer refused the request: {why}")),
+    }
+}
+
+/// What a worker said no to, or what it did instead of an answer.
+fn refused(error: ControlError, disks: usize) -> ApiError {
+    let ControlError::Failed(failure) = &error else { return internal(error.to_string()) };
+    let field = match failure.part {
+        Part::Kernel => Some("boot.kernel".into()),
+        Part::Initrd => Some("boot.initrd".into()),
+        Part::Cmdline => Some("boot.cmdline".into()),
+        Part::Disk(n) if usize::from(n) < disks => Some(format!("disks[{n}].path")),
+        Part::Memory => Some("memory_mib".into()),
+        Part::Spec | Part::Kvm | Part::Disk(_) | Part::Console | Part::Thread => None,
+    };
+    let code = match failure.part {
+        Part::Kvm | Part::Thread | Part::Console => ErrorCode::Internal,
+        _ => ErrorCode::Invalid,
+    };
+    ApiError { code, message: error.to_string(), field }
+}
+
+fn unavailable(message: impl Into<String>) -> ApiError {
+    ApiError { code: ErrorCode::Unavailable, message: message.into(), field: None }
+}
+
+fn internal(message: impl Into<String>) -> ApiError {
+    ApiError { code: ErrorCode::Internal, message: message.into(), field: None }
+}
