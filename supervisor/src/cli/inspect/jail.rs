@@ -1,0 +1,242 @@
+//! The jail of a running worker: what the kernel shows of it, what each file is for, and where it is not as declared.
+
+use super::proc::{self, Process};
+use jail_spec::Inspection;
+use serde::Serialize;
+use std::io::Read;
+use std::process::{Command, Stdio};
+use vmsup::api::types::{VmInfo, WorkerInfo};
+
+/// What is known of a jail. All but `asserted` was read just now.
+#[derive(Debug, Serialize)]
+pub struct Jail {
+    /// Pid of the worker.
+    pub pid: i32,
+    /// What anybody may read.
+    #[serde(flatten)]
+    pub process: Process,
+    /// What only the creator of its user namespace may read; absent where that failed.
+    pub inside: Option<Inside>,
+    /// Why `inside` is absent.
+    pub inside_error: Option<String>,
+    /// What the kernel shows to nobody; the worker did it at its start or would not run.
+    pub asserted: Vec<String>,
+    /// Where the jail is not as `policies/process.json` declares it. Empty is as it should be.
+    pub deviations: Vec<String>,
+}
+
+/// The inner view.
+#[derive(Debug, Serialize)]
+pub struct Inside {
+    /// Its namespaces.
+    pub namespaces: Vec<Namespace>,
+    /// Its root directory, resolved.
+    pub root: String,
+    /// The entries of its root directory.
+    pub root_entries: Vec<String>,
+    /// Its mounts, as lines of mountinfo.
+    pub mounts: Vec<String>,
+    /// Bytes of its environment.
+    pub environ_bytes: usize,
+    /// Its open files.
+    pub fds: Vec<Fd>,
+}
+
+/// A namespace.
+#[derive(Debug, Serialize)]
+pub struct Namespace {
+    /// `mnt`, `pid`, …
+    pub kind: String,
+    /// Inode number that names it.
+    pub inode: String,
+    /// It is another than the one of this command.
+    pub own: bool,
+}
+
+/// An open file.
+#[derive(Debug, Serialize)]
+pub struct Fd {
+    /// Number.
+    pub number: i32,
+    /// What it leads to, as the kernel names it.
+    pub target: String,
+    /// What it is for; `None` where nothing declares it.
+    pub purpose: Option<String>,
+}
+
+/// Looks at the worker of a VM.
+///
+/// # Errors
+/// The worker is gone.
+pub fn look(info: &VmInfo, worker: &WorkerInfo) -> std::io::Result<Jail> {
+    let process = proc::read(worker.pid, worker.start_time)?;
+    let inside = look_inside(worker.pid).map(|inspection| inside(inspection, info, own_namespaces()));
+    // The helper looked by pid: the same process must still be there, or it saw another one.
+    proc::read(worker.pid, worker.start_time)?;
+    let deviations = deviations(&process, inside.as_ref().ok());
+    let (inside, inside_error) = match inside {
+        Ok(inside) => (Some(inside), None),
+        Err(error) => (None, Some(error)),
+    };
+    Ok(Jail { pid: worker.pid, process, inside, inside_error, asserted: asserted(), deviations })
+}
+
+fn asserted() -> Vec<String> {
+    vec![
+        format!("landlock ABI {}: every right it knows is denied", policies::apply::landlock_abi()),
+        "securebits: root is nobody special, and that is locked".into(),
+        "not dumpable: no core, no ptrace".into(),
+    ]
+}
+
+/// Asks `vmsup-jailer inspect`, a process of its own that enters the worker's user namespace for this one answer.
+fn look_inside(pid: i32) -> Result<Inspection, String> {
+    let program = vmsup::paths::program_dir().map_err(|e| e.to_string())?.join("vmsup-jailer");
+    let failed = |e: std::io::Error| format!("{}: {e}", program.display());
+    let mut child = Command::new(&program)
+        .args(["inspect", &pid.to_string(), "--wire"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    let read = |from: Option<&mut dyn Read>, limit: u64| {
+        let mut bytes = Vec::new();
+        from.map_or(Ok(0), |from| from.take(limit).read_to_end(&mut bytes)).map(|_| bytes)
+    };
+    let frame_max = ipc::codec::FRAME_LIMIT;
+    let frame = read(child.stdout.as_mut().map(|s| s as &mut dyn Read), frame_max as u64 + 1);
+    let words = read(child.stderr.as_mut().map(|s| s as &mut dyn Read), 2000);
+    let status = child.wait().map_err(failed)?;
+    if !status.success() {
+        let words = words.map_err(failed)?;
+        let words = String::from_utf8_lossy(&words);
+        let sentence = words.lines().next().unwrap_or_default();
+        return Err(sentence.strip_prefix("vmsup-jailer: ").unwrap_or(sentence).to_owned());
+    }
+    ipc::codec::decode(&frame.map_err(failed)?, frame_max).map_err(|e| format!("{}: {e}", program.display()))
+}
+
+/// This process's own namespaces, as `/proc/self/ns` names them.
+fn own_namespaces() -> Vec<String> {
+    let entries = std::fs::read_dir("/proc/self/ns").into_iter().flatten().flatten();
+    entries.filter_map(|e| Some(std::fs::read_link(e.path()).ok()?.to_str()?.to_owned())).collect()
+}
+
+fn inside(inspection: Inspection, info: &VmInfo, own: Vec<String>) -> Inside {
+    let namespaces = inspection.namespaces.iter().filter_map(|text| {
+        let (kind, inode) = text.split_once(":[")?;
+        let inode = inode.trim_end_matches(']').to_owned();
+        Some(Namespace { kind: kind.to_owned(), inode, own: !own.contains(text) })
+    });
+    let fds = inspection.fds.iter().map(|(number, target)| Fd {
+        number: *number,
+        target: target.clone(),
+        purpose: purpose(*number, target, info),
+    });
+    Inside {
+        namespaces: namespaces.collect(),
+        fds: fds.collect(),
+        root: inspection.root,
+        root_entries: inspection.root_entries,
+        mounts: inspection.mounts,
+        environ_bytes: inspection.environ_bytes,
+    }
+}
+
+/// What an open file of a worker is for. The first four are declared by number; the others come with the VM in no fixed
+/// order and are told by what they lead to.
+fn purpose(number: i32, target: &str, info: &VmInfo) -> Option<String> {
+    if let Some((_, what)) = policies::PROCESS_WORKER.fds.iter().find(|(n, _)| *n == number) {
+        let kind = match number {
+            0 | 1 => target == "/dev/null",
+            2 => target.starts_with("pipe:["),
+            _ => target.starts_with("socket:["),
+        };
+        return kind.then(|| (*what).to_owned());
+    }
+    let of_spec = |path: &Option<String>| path.as_ref().is_some_and(|p| leads_to(p, target));
+    if let Some(n) = info.spec.disks.iter().position(|d| leads_to(&d.path, target)) {
+        let right = if info.spec.disks[n].readonly { "read only" } else { "read and write" };
+        return Some(format!("disk {n}, {right}"));
+    }
+    Some(match target.strip_suffix(" (deleted)").unwrap_or(target) {
+        _ if of_spec(&info.spec.boot.kernel) => "the kernel image, read only".into(),
+        _ if of_spec(&info.spec.boot.initrd) => "the initrd, read only".into(),
+        "/dev/kvm" => "KVM".into(),
+        "anon_inode:kvm-vm" => "KVM's VM".into(),
+        "/memfd:vmsup-ram" => "guest RAM".into(),
+        "/memfd:vmsup-console" => "the console's ring".into(),
+        "/memfd:vmsup-hello" => "the built-in kernel, read only".into(),
+        "anon_inode:[eventfd]" => "a wake-up between KVM, threads and supervisor".into(),
+        "anon_inode:[eventpoll]" => "what a thread waits for".into(),
+        "anon_inode:[timerfd]" => "a timer".into(),
+        other => match other.split_once(':') {
+            Some(("anon_inode", vcpu)) if vcpu.starts_with("kvm-vcpu") => {
+                format!("KVM's vCPU {}", vcpu.rsplit(':').next().unwrap_or_default())
+            }
+            Some(("pipe", _)) => "console input from the supervisor, or a wake-up".into(),
+            Some(("socket", _)) => "the supervisor's connection".into(),
+            _ => return None,
+        },
+    })
+}
+
+/// Whether a path of the spec is what the kernel calls `target`; the spec may go through symbolic links.
+fn leads_to(path: &str, target: &str) -> bool {
+    path == target || std::fs::canonicalize(path).is_ok_and(|p| p.to_str() == Some(target))
+}
+
+/// Compares with what is declared.
+fn deviations(process: &Process, inside: Option<&Inside>) -> Vec<String> {
+    let declared = &policies::PROCESS_WORKER;
+    let mut found = Vec::new();
+    for thread in &process.threads {
+        let who = format!("thread {} ({})", thread.tid, thread.name);
+        if !thread.capabilities.are_none() {
+            found.push(format!("{who} has a capability"));
+        }
+        if !thread.no_new_privs {
+            found.push(format!("{who} has no no_new_privs"));
+        }
+        if thread.seccomp != "filter" {
+            found.push(format!("{who} has no seccomp filter"));
+        }
+    }
+    for (name, value) in declared.rlimits {
+        match process.rlimits.iter().find(|l| l.name == *name) {
+            // What depends on the VM is lowered further when the worker is handed over.
+            Some(l) if l.hard.is_some_and(|hard| hard <= *value) => {}
+            Some(l) => found.push(format!("limit {name} is {}, declared is {value}", shown(l.hard))),
+            None => found.push(format!("limit {name} cannot be read")),
+        }
+    }
+    if !process.groups.is_empty() {
+        found.push("it has supplementary groups".into());
+    }
+    let Some(inside) = inside else { return found };
+    for kind in declared.namespaces {
+        if !inside.namespaces.iter().any(|n| n.kind == *kind && n.own) {
+            found.push(format!("it has no {kind} namespace of its own"));
+        }
+    }
+    if inside.environ_bytes > 0 {
+        found.push(format!("its environment has {} bytes", inside.environ_bytes));
+    }
+    if !inside.root_entries.is_empty() {
+        found.push(format!("its root directory has entries: {}", inside.root_entries.join(", ")));
+    }
+    for fd in inside.fds.iter().filter(|fd| fd.purpose.is_none()) {
+        found.push(format!("fd {} ({}) is not declared", fd.number, fd.target));
+    }
+    found
+}
+
+/// A limit's value.
+pub fn shown(limit: Option<u64>) -> String {
+    limit.map_or_else(|| "unlimited".into(), |l| l.to_string())
+}
+
+#[cfg(test)]
+#[path = "jail_tests.rs"]
+mod tests;

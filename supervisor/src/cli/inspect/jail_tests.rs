@@ -1,0 +1,107 @@
+//! Tests of the jail's comparison, on a made-up worker that is as declared, and on ones that are not.
+
+use super::super::proc::{Capabilities, Limit, Thread};
+use super::*;
+
+fn info() -> VmInfo {
+    serde_json::from_value(serde_json::json!({
+        "name": "a", "id": "1", "state": "running", "pid": 7, "owner": 1000, "cpus": 1, "memory_mib": 32,
+        "started_at": 0, "end": null,
+        "spec": { "name": "a", "cpus": 1, "memory_mib": 32, "boot": { "kernel": "/k" },
+                  "disks": [{ "path": "/d0" }, { "path": "/d1", "readonly": true }] },
+        "worker": null, "console": { "written": 0, "overwritten": 0 }
+    }))
+    .unwrap()
+}
+
+fn as_declared() -> (Process, Inspection) {
+    let none = Capabilities { inheritable: 0, permitted: 0, effective: 0, bounding: 0, ambient: 0 };
+    let thread = |tid, name: &str| Thread {
+        tid,
+        name: name.into(),
+        capabilities: none,
+        no_new_privs: true,
+        seccomp: "filter".into(),
+        seccomp_filters: Some(2),
+    };
+    let limit = |(name, value): &(&str, u64)| Limit { name: (*name).into(), soft: Some(*value), hard: Some(*value) };
+    let process = Process {
+        uids: vec![100001; 4],
+        gids: vec![100001; 4],
+        groups: vec![],
+        threads: vec![thread(7, "vmsup-worker"), thread(9, "vcpu0")],
+        rlimits: policies::PROCESS_WORKER.rlimits.iter().map(limit).collect(),
+        cgroup: "/".into(),
+    };
+    let targets = [
+        "/dev/null",
+        "/dev/null",
+        "pipe:[11]",
+        "socket:[12]",
+        "socket:[13]",
+        "/dev/kvm",
+        "/memfd:vmsup-ram (deleted)",
+        "/k",
+        "/d0",
+        "/d1",
+        "anon_inode:kvm-vm",
+        "anon_inode:kvm-vcpu:0",
+        "anon_inode:[eventfd]",
+        "anon_inode:[eventpoll]",
+    ];
+    let inspection = Inspection {
+        fds: targets.iter().enumerate().map(|(n, t)| (n as i32, (*t).to_owned())).collect(),
+        environ_bytes: 0,
+        root: "/".into(),
+        root_entries: vec![],
+        mounts: vec![],
+        namespaces: policies::PROCESS_WORKER.namespaces.iter().map(|n| format!("{n}:[2]")).collect(),
+    };
+    (process, inspection)
+}
+
+fn found(change: impl FnOnce(&mut Process, &mut Inspection)) -> Vec<String> {
+    let (mut process, mut inspection) = as_declared();
+    change(&mut process, &mut inspection);
+    let own = policies::PROCESS_WORKER.namespaces.iter().map(|n| format!("{n}:[1]")).collect();
+    deviations(&process, Some(&inside(inspection, &info(), own)))
+}
+
+#[test]
+fn a_jail_as_declared_has_no_deviation() {
+    assert_eq!(found(|_, _| ()), Vec::<String>::new());
+}
+
+#[test]
+fn each_deviation_is_named() {
+    let one = |says: &str, change: &dyn Fn(&mut Process, &mut Inspection)| {
+        let found = found(|p, i| change(p, i));
+        assert_eq!(found.len(), 1, "{says}: {found:?}");
+        assert!(found[0].contains(says), "{found:?}");
+    };
+    one("thread 9 (vcpu0) has a capability", &|p, _| p.threads[1].capabilities.ambient = 1);
+    one("thread 9 (vcpu0) has no no_new_privs", &|p, _| p.threads[1].no_new_privs = false);
+    one("thread 7 (vmsup-worker) has no seccomp filter", &|p, _| p.threads[0].seccomp = "disabled".into());
+    one("limit core is unlimited", &|p, _| p.rlimits.iter_mut().find(|l| l.name == "core").unwrap().hard = None);
+    one("limit nofile cannot be read", &|p, _| p.rlimits.retain(|l| l.name != "nofile"));
+    one("supplementary groups", &|p, _| p.groups = vec![27]);
+    one("no net namespace", &|_, i| i.namespaces.retain(|n| !n.starts_with("net:")));
+    one("no pid namespace", &|_, i| {
+        let n = i.namespaces.iter_mut().find(|n| n.starts_with("pid:")).unwrap();
+        *n = "pid:[1]".into();
+    });
+    one("environment has 5 bytes", &|_, i| i.environ_bytes = 5);
+    one("root directory has entries: etc", &|_, i| i.root_entries = vec!["etc".into()]);
+    one("fd 30 (/etc/shadow) is not declared", &|_, i| i.fds.push((30, "/etc/shadow".into())));
+    one("fd 1 (/dev/tty) is not declared", &|_, i| i.fds[1].1 = "/dev/tty".into());
+}
+
+#[test]
+fn every_file_says_what_it_is_for() {
+    let (_, inspection) = as_declared();
+    let inside = inside(inspection, &info(), vec![]);
+    let purposes: Vec<&str> = inside.fds.iter().map(|fd| fd.purpose.as_deref().unwrap()).collect();
+    assert!(purposes.contains(&"disk 0, read and write") && purposes.contains(&"disk 1, read only"), "{purposes:?}");
+    assert!(purposes.contains(&"KVM's vCPU 0") && purposes.contains(&"guest RAM"), "{purposes:?}");
+    assert!(purposes.contains(&"the kernel image, read only"), "{purposes:?}");
+}

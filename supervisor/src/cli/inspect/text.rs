@@ -1,0 +1,149 @@
+//! The report of `vmsup inspect`, for people.
+
+use super::super::output::{age, mib, now, table};
+use super::super::sanitize::line;
+use super::super::vms::{ended, state};
+use super::Report;
+use super::jail::{Inside, Jail, shown};
+use super::proc::Process;
+use std::fmt::Write;
+use vmsup::api::types::{VmInfo, WorkerInfo};
+
+/// Labels are padded to this width.
+const LABEL: usize = 15;
+
+/// The whole report.
+pub fn render(report: &Report) -> String {
+    let mut out = String::new();
+    vm(&mut out, &report.info);
+    if let Some(error) = &report.jail_error {
+        labelled(&mut out, "jail", error);
+    }
+    if let (Some(jail), Some(worker)) = (&report.jail, &report.info.worker) {
+        self::jail(&mut out, jail, worker);
+    }
+    out
+}
+
+fn labelled(out: &mut String, label: &str, text: &str) {
+    let _ = writeln!(out, "  {label:LABEL$} {}", line(text));
+}
+
+fn heading(out: &mut String, text: &str) {
+    let _ = writeln!(out, "\n{}", line(text));
+}
+
+fn vm(out: &mut String, info: &VmInfo) {
+    let (vm, spec) = (&info.summary, &info.spec);
+    let _ = writeln!(out, "{} (id {}): {}", line(&vm.name), line(&vm.id), state(vm.state));
+    if vm.end.is_some() {
+        labelled(out, "end", &ended(info));
+    }
+    if let Some(at) = vm.started_at {
+        labelled(out, "started", &format!("{} ago, by uid {}", age(now().saturating_sub(at)), vm.owner));
+    }
+    labelled(out, "size", &format!("{} vCPU, {}", vm.cpus, mib(vm.memory_mib)));
+    match (&spec.boot.kernel, &spec.boot.initrd) {
+        (Some(kernel), Some(initrd)) => labelled(out, "boots", &format!("{kernel} with {initrd}")),
+        (Some(kernel), None) => labelled(out, "boots", kernel),
+        (None, _) => labelled(out, "boots", "a built-in guest"),
+    }
+    if let Some(cmdline) = &spec.boot.cmdline {
+        labelled(out, "command line", cmdline);
+    }
+    for (n, disk) in spec.disks.iter().enumerate() {
+        let right = if disk.readonly { " (read only)" } else { "" };
+        labelled(out, &format!("disk {n}"), &format!("{}{right}", disk.path));
+    }
+    let console = info.console;
+    labelled(out, "console", &format!("{} bytes written, {} no longer kept", console.written, console.overwritten));
+}
+
+fn jail(out: &mut String, jail: &Jail, worker: &WorkerInfo) {
+    let how = if worker.warm { "from the warm pool" } else { "made for it" };
+    heading(out, &format!("Its process: {} ({how}, slot {})", jail.pid, worker.slot));
+    for deviation in &jail.deviations {
+        labelled(out, "NOT AS DECLARED", deviation);
+    }
+    privileges(out, &jail.process);
+    labelled(out, "limits held", &worker.limits);
+    labelled(out, "cgroup", &jail.process.cgroup);
+    if let Some(inside) = &jail.inside {
+        surroundings(out, inside);
+    }
+    if let Some(error) = &jail.inside_error {
+        labelled(out, "not seen", &format!("namespaces, mounts, environment and files: {error}"));
+    }
+    heading(out, "Asserted at start (the kernel shows these to nobody)");
+    for what in &jail.asserted {
+        let _ = writeln!(out, "  {}", line(what));
+    }
+    heading(out, "Threads");
+    out.push_str(&indented(&threads(&jail.process)));
+    heading(out, "Resource limits");
+    let limits = jail.process.rlimits.iter().map(|l| vec![l.name.clone(), shown(l.soft), shown(l.hard)]);
+    out.push_str(&indented(&table(&["NAME", "SOFT", "HARD"], &limits.collect::<Vec<_>>())));
+    if let Some(inside) = &jail.inside {
+        heading(out, &format!("Open files: {}, and no way to open another", inside.fds.len()));
+        let rows = inside.fds.iter().map(|fd| {
+            vec![fd.number.to_string(), fd.purpose.clone().unwrap_or_else(|| "NOT DECLARED".into()), fd.target.clone()]
+        });
+        out.push_str(&indented(&table(&["FD", "FOR", "LEADS TO"], &rows.collect::<Vec<_>>())));
+    }
+}
+
+fn privileges(out: &mut String, process: &Process) {
+    let all = |ids: &[u32]| match ids {
+        [first, rest @ ..] if rest.iter().all(|id| id == first) => first.to_string(),
+        ids => ids.iter().map(u32::to_string).collect::<Vec<_>>().join(" "),
+    };
+    let own = rustix::process::getuid().as_raw();
+    let uid = if process.uids.iter().all(|uid| *uid == own) { ", your own" } else { ", none but this VM's" };
+    labelled(out, "uid, gid", &format!("{}, {}{uid}", all(&process.uids), all(&process.gids)));
+    let threads = process.threads.len();
+    let count = |f: &dyn Fn(&super::proc::Thread) -> bool| process.threads.iter().filter(|t| f(t)).count();
+    let capable = count(&|t| !t.capabilities.are_none());
+    let none = match capable {
+        0 => "none, in all five sets of all threads".to_owned(),
+        n => format!("{n} of {threads} threads have some"),
+    };
+    labelled(out, "capabilities", &none);
+    labelled(out, "no_new_privs", &format!("on {} of {threads} threads", count(&|t| t.no_new_privs)));
+    labelled(out, "seccomp", &format!("filters on {} of {threads} threads", count(&|t| t.seccomp == "filter")));
+}
+
+fn surroundings(out: &mut String, inside: &Inside) {
+    let kinds = |own: bool| {
+        let mut kinds: Vec<&str> = inside.namespaces.iter().filter(|n| n.own == own).map(|n| n.kind.as_str()).collect();
+        kinds.dedup();
+        if kinds.is_empty() { "none".to_owned() } else { kinds.join(" ") }
+    };
+    labelled(out, "namespaces", &format!("its own: {}; the host's: {}", kinds(true), kinds(false)));
+    labelled(out, "root", &format!("{}, {} entries", inside.root, inside.root_entries.len()));
+    for mount in &inside.mounts {
+        labelled(out, "mount", mount);
+    }
+    labelled(out, "environment", &format!("{} bytes", inside.environ_bytes));
+}
+
+fn threads(process: &Process) -> String {
+    let rows: Vec<Vec<String>> = process
+        .threads
+        .iter()
+        .map(|t| {
+            vec![
+                t.tid.to_string(),
+                t.name.clone(),
+                t.seccomp.clone(),
+                t.seccomp_filters.map_or_else(|| "?".into(), |n| n.to_string()),
+                if t.no_new_privs { "yes" } else { "NO" }.into(),
+                if t.capabilities.are_none() { "none" } else { "SOME" }.into(),
+            ]
+        })
+        .collect();
+    table(&["TID", "NAME", "SECCOMP", "FILTERS", "NO_NEW_PRIVS", "CAPABILITIES"], &rows)
+}
+
+fn indented(text: &str) -> String {
+    text.lines().map(|l| format!("  {l}\n")).collect()
+}
