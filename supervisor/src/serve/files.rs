@@ -7,7 +7,7 @@ use crate::api::types::{ApiError, ErrorCode};
 use crate::spec::VmSpec;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
-use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
+use rustix::fs::{CWD, FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -143,7 +143,7 @@ fn lock(field: &str, path: &str, fd: &OwnedFd, readonly: bool) -> Result<(), Api
 /// watchdog starts, a tape rewinds), and a FIFO would block. What it is gets decided on that inode, and the same inode
 /// is then opened for real, so that nothing can be put in its place in between.
 fn open(field: &str, path: &str, mode: OFlags, what: &str, allowed: &[FileType]) -> Result<Opened, ApiError> {
-    let found = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+    let found = rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| cannot_open(field, path, e))?;
     let failed = |e: Errno| refuse(field, path, &format!("cannot be looked at: {e}"));
     let stat = rustix::fs::fstat(&found).map_err(failed)?;
@@ -155,7 +155,7 @@ fn open(field: &str, path: &str, mode: OFlags, what: &str, allowed: &[FileType])
         return Err(refuse(field, path, &format!("is {}; name {what}", name(kind))));
     }
     let flags = mode | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let fd = rustix::fs::open(format!("/proc/self/fd/{}", found.as_raw_fd()), flags, Mode::empty())
+    let fd = rustix::fs::openat(CWD, format!("/proc/self/fd/{}", found.as_raw_fd()), flags, Mode::empty())
         .map_err(|e| cannot_open(field, path, e))?;
     Ok(Opened { fd, kind, size: u64::try_from(stat.st_size).unwrap_or(0) })
 }

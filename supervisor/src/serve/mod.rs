@@ -182,7 +182,9 @@ fn confined(ready: Ready, socket: &Path, starter: Option<background::Starter>) -
     if let Some(starter) = &starter {
         starter.detach()?;
     }
-    let result = confine::confine().and_then(|()| run::runtime());
+    // The runtime first: making it takes system calls that running it does not. It has no thread yet but this one,
+    // which confine() makes sure of.
+    let result = run::runtime().and_then(|runtime| confine::confine().map(|()| runtime));
     let runtime = match result {
         Ok(runtime) => runtime,
         Err(error) => {

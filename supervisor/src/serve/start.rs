@@ -10,7 +10,7 @@ use super::worker::{Control, ControlError};
 use crate::api::types::{ApiError, ErrorCode};
 use crate::spec::{DiskEngine, Enforce, Limits, VmSpec};
 use jail_spec::{CgroupLimits, Refusal, Rlimits};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -110,7 +110,7 @@ fn parcel(context: &Context, spec: &VmSpec, files: GuestFiles) -> Result<(Arc<Co
 /// Another open file of the same memfd, for reading: workers that share one would move each other's file offset.
 fn own_copy(memfd: &OwnedFd) -> std::io::Result<OwnedFd> {
     let path = format!("/proc/self/fd/{}", memfd.as_raw_fd());
-    Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+    Ok(rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// Connects to the worker and makes it the VM.
