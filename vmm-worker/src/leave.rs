@@ -5,6 +5,7 @@
 use crate::sys;
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
+use std::sync::OnceLock;
 use worker_api::exit;
 
 /// The longest text of an [`End`], bytes.
@@ -100,9 +101,24 @@ impl End {
 pub fn leave(end: &End) -> ! {
     let (status, words) = end.parts();
     if !words.is_empty() {
-        last_words(format_args!("{words}"));
+        report(format_args!("{words}"));
     }
     sys::exit_group(status)
+}
+
+/// Set once the supervisor's `Start` was answered.
+static ANSWERED: OnceLock<()> = OnceLock::new();
+
+/// The supervisor's `Start` was answered: a guest may end now.
+pub fn answered() {
+    let _ = ANSWERED.set(());
+}
+
+/// Ends the process as the guest wants it, but not before `Start` was answered: the guest runs before the answer is
+/// sent, and a short one would else be gone before its supervisor heard that it began.
+pub fn after_answer(end: &End) -> ! {
+    ANSWERED.wait();
+    leave(end)
 }
 
 /// Makes a panic end as one line on the report pipe and SIGILL. The hook of Rust's runtime would read the environment and
@@ -114,14 +130,14 @@ pub fn install_panic_hook() {
         let message = (payload.downcast_ref::<&str>().copied())
             .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
             .unwrap_or("panic without a message");
-        last_words(format_args!("panic at {}:{}: {message}", place.0, place.1));
+        report(format_args!("panic at {}:{}: {message}", place.0, place.1));
         sys::undefined_instruction()
     }));
 }
 
 /// Writes one line to the report pipe (fd 2, made for it by the jailer): at most [`LINE_MAX`] bytes, control characters
 /// replaced. Never blocks for long: the jailer reads it in its loop, and where it is gone the write fails.
-pub fn last_words(text: fmt::Arguments<'_>) {
+pub fn report(text: fmt::Arguments<'_>) {
     let mut line = Line { bytes: [0; LINE_MAX + 1], length: 0 };
     let _ = line.write_fmt(text);
     line.bytes[line.length] = b'\n';

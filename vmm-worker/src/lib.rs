@@ -10,13 +10,16 @@ pub mod boot;
 pub mod bus;
 pub mod confine;
 pub mod control;
+pub mod cpuid;
 pub mod devices;
 pub mod interrupt;
 pub mod leave;
 #[allow(unsafe_code)]
 pub mod memory;
 pub mod reactor;
+pub mod start;
 #[allow(unsafe_code)]
 pub mod sys;
+pub mod threads;
 pub mod vcpu;
 pub mod vm;

@@ -1,2 +1,30 @@
-//! Placeholder until the program is written in this very change.
-fn main() {}
+//! `vmsup-worker`: confines itself, then waits to be told which VM it is.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+use vmm_worker::control::Listener;
+use vmm_worker::{confine, leave, sys};
+
+fn main() -> ExitCode {
+    // First of all: exec has just made the process dumpable.
+    if let Err(error) = sys::set_undumpable() {
+        leave::leave(&leave::End::Failed(format!("the worker cannot protect itself: {error}").into()));
+    }
+    leave::install_panic_hook();
+    sys::default_fault_signals();
+    sys::one_heap();
+    // exec by fd leaves the fd's number as the name.
+    sys::name_thread(c"vmsup-worker");
+    match Listener::inherited() {
+        Ok(listener) => {
+            confine::at_start();
+            listener.listen();
+            leave::report(format_args!("ready"));
+            listener.serve()
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -18,14 +18,11 @@ pub fn undefined_instruction() -> ! {
     unsafe { std::arch::asm!("ud2", options(noreturn, nomem, nostack)) }
 }
 
-/// Takes the place of the C library's `abort(3)` in this program, which both the library and Rust's runtime call when
-/// they cannot go on (out of memory, a corrupt heap, a panic within a panic): see [`undefined_instruction`].
-///
-/// # Safety
-/// None is needed of the caller; the signature is the C library's.
-#[cfg(not(test))]
+/// Stands in for the C library's `abort(3)`, which the library and Rust's runtime call when they cannot go on (out of
+/// memory, a corrupt heap, a panic within a panic): see [`undefined_instruction`]. The linker sends all its callers here
+/// (build.rs).
 #[unsafe(no_mangle)]
-extern "C" fn abort() -> ! {
+extern "C" fn __wrap_abort() -> ! {
     undefined_instruction()
 }
 

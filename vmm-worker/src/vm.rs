@@ -1,1 +1,173 @@
-//! See DESIGN.md §4.
+//! The VM in KVM: memslots, interrupt controllers, vCPUs, and the wires between KVM and the devices.
+//!
+//! Runs on the main thread, under the start-up filter; afterwards no thread may call any of these ioctls. Memslots come
+//! before the interrupt controllers: the other way round each waits for a grace period of the kernel's.
+
+use crate::boot::{Entry, registers};
+use crate::devices::Devices;
+use crate::memory::{self, GuestMemory, MemoryError};
+use crate::{cpuid, sys};
+use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_lapic_state, kvm_msr_entry};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use rustix::fs::{FileType, fstat};
+use std::os::fd::OwnedFd;
+use worker_api::{Part, StartFailure};
+
+/// Three pages that Intel's processors need to run real mode, and that no guest RAM may take: in the MMIO hole, below
+/// the BIOS's place.
+const TSS_ADDRESS: usize = 0xfffb_d000;
+/// IA32_MISC_ENABLE, and its bit for fast string instructions.
+const MSR_MISC_ENABLE: (u32, u64) = (0x1a0, 1);
+/// IA32_MTRR_DEF_TYPE: MTRRs on, all memory write-back. Without it Linux takes memory for uncached.
+const MSR_MTRR_DEF_TYPE: (u32, u64) = (0x2ff, 1 << 11 | 6);
+/// Local APIC: LINT0 is where the PIC's interrupts arrive, LINT1 the NMI's; offsets and delivery modes.
+const LVT_LINT0: (usize, u32) = (0x350, 0b111 << 8);
+const LVT_LINT1: (usize, u32) = (0x360, 0b100 << 8);
+
+/// Why KVM could not make the VM.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// What was passed as `/dev/kvm` is something else.
+    #[error("the fd for /dev/kvm is not KVM")]
+    NotKvm,
+    /// One of its requests failed.
+    #[error("KVM cannot {what}: {why}")]
+    Refused {
+        /// What was asked of it.
+        what: &'static str,
+        /// What it said.
+        why: kvm_ioctls::Error,
+    },
+    /// Guest RAM.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+}
+
+impl From<VmError> for StartFailure {
+    fn from(error: VmError) -> Self {
+        let part = if matches!(error, VmError::Memory(_)) { Part::Memory } else { Part::Kvm };
+        StartFailure { part, detail: error.to_string() }
+    }
+}
+
+fn refused(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmError {
+    move |why| VmError::Refused { what, why }
+}
+
+/// Takes `/dev/kvm`.
+///
+/// # Errors
+/// It is something else.
+pub fn kvm(fd: OwnedFd) -> Result<Kvm, VmError> {
+    let stat = fstat(&fd).map_err(|_| VmError::NotKvm)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice {
+        return Err(VmError::NotKvm);
+    }
+    let kvm = sys::kvm(fd);
+    if u32::try_from(kvm.get_api_version()) == Ok(KVM_API_VERSION) { Ok(kvm) } else { Err(VmError::NotKvm) }
+}
+
+/// Makes the VM with its RAM.
+///
+/// # Errors
+/// What KVM says.
+pub fn create(kvm: &Kvm, memory: &'static GuestMemory) -> Result<VmFd, VmError> {
+    let vm = kvm.create_vm().map_err(refused("make a VM"))?;
+    memory::show_to_guest(&vm, memory)?;
+    vm.set_tss_address(TSS_ADDRESS).map_err(refused("place the TSS"))?;
+    Ok(vm)
+}
+
+/// Makes the interrupt controllers and the vCPUs.
+///
+/// # Errors
+/// What KVM says.
+pub fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8) -> Result<Vec<VcpuFd>, VmError> {
+    vm.create_irq_chip().map_err(refused("make the interrupt controllers"))?;
+    let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(refused("tell its CPUID"))?;
+    let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+    (0..count)
+        .map(|index| {
+            let vcpu = vm.create_vcpu(index.into()).map_err(refused("make a vCPU"))?;
+            let cpuid = cpuid::for_vcpu(&supported, index, count, tsc_deadline);
+            vcpu.set_cpuid2(&cpuid).map_err(refused("set a vCPU's CPUID"))?;
+            set_msrs(&vcpu);
+            wire_local_apic(&vcpu)?;
+            Ok(vcpu)
+        })
+        .collect()
+}
+
+/// What firmware would set. A KVM that does not know one of these has nothing to set either.
+fn set_msrs(vcpu: &VcpuFd) {
+    for (index, data) in [MSR_MISC_ENABLE, MSR_MTRR_DEF_TYPE] {
+        if let Ok(msrs) = Msrs::from_entries(&[kvm_msr_entry { index, data, ..kvm_msr_entry::default() }]) {
+            let _ = vcpu.set_msrs(&msrs);
+        }
+    }
+}
+
+fn wire_local_apic(vcpu: &VcpuFd) -> Result<(), VmError> {
+    let mut state = vcpu.get_lapic().map_err(refused("read a local APIC"))?;
+    for (offset, mode) in [LVT_LINT0, LVT_LINT1] {
+        set_delivery_mode(&mut state, offset, mode);
+    }
+    vcpu.set_lapic(&state).map_err(refused("set a local APIC"))
+}
+
+fn set_delivery_mode(state: &mut kvm_lapic_state, offset: usize, mode: u32) {
+    for (n, register) in state.regs[offset..offset + 4].iter_mut().enumerate() {
+        let mask = (0x700u32 >> (8 * n)) as u8;
+        *register = (*register as u8 & !mask | (mode >> (8 * n)) as u8) as _;
+    }
+}
+
+/// Wires the devices: interrupts as irqfds, notifications as ioeventfds.
+///
+/// # Errors
+/// What KVM says.
+pub fn wire(vm: &VmFd, devices: &Devices) -> Result<(), VmError> {
+    for (gsi, interrupt) in &devices.irqs {
+        vm.register_irqfd(interrupt.eventfd(), *gsi).map_err(refused("wire an interrupt"))?;
+    }
+    for event in &devices.ioevents {
+        vm.register_ioevent(&event.fd, &IoEventAddress::Mmio(event.address), event.datamatch)
+            .map_err(refused("wire a queue notification"))?;
+    }
+    Ok(())
+}
+
+/// Sets the first vCPU's registers for the guest's first instruction.
+///
+/// # Errors
+/// What KVM says.
+pub fn enter(vcpu: &VcpuFd, entry: Entry) -> Result<(), VmError> {
+    let mut sregs = vcpu.get_sregs().map_err(refused("read the first vCPU's registers"))?;
+    let regs = registers::at_entry(entry, &mut sregs);
+    vcpu.set_sregs(&sregs).map_err(refused("set the first vCPU's segments"))?;
+    vcpu.set_regs(&regs).map_err(refused("set the first vCPU's registers"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_delivery_mode_changes_its_three_bits_only() {
+        let mut state = kvm_lapic_state::default();
+        state.regs[0x350] = 0x12 as _;
+        state.regs[0x351] = 0xffu8 as _;
+        state.regs[0x352] = 1 as _;
+        set_delivery_mode(&mut state, LVT_LINT0.0, 0b010 << 8);
+        let bytes: Vec<u8> = state.regs[0x350..0x354].iter().map(|b| *b as u8).collect();
+        assert_eq!(bytes, [0x12, 0xfa, 1, 0]);
+    }
+
+    #[test]
+    fn what_is_not_kvm_is_refused() {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        assert!(matches!(kvm(null.into()), Err(VmError::NotKvm)));
+        let pipe = std::io::pipe().unwrap().0;
+        assert!(matches!(kvm(pipe.into()), Err(VmError::NotKvm)));
+    }
+}

@@ -1,0 +1,170 @@
+//! From an empty worker to a VM: what the spec says and the fds that came with it, turned into threads that wait for the
+//! word to go.
+//!
+//! Runs on the main thread, under the start-up filter. The spec and the fds come from the supervisor, which may be
+//! wrong; the contents of the files come from whoever owns the VM. All of it is checked before it is used.
+
+use crate::boot::{self, Sources};
+use crate::devices::{self, DeviceFds, EndHandler, PowerButton};
+use crate::leave;
+use crate::memory::{self, GuestMemory};
+use crate::threads::{self, Ready, Work};
+use crate::vcpu::Vcpu;
+use crate::vm;
+use kvm_ioctls::VmFd;
+use rustix::fs::{FileType, SealFlags, fcntl_get_seals, fstat};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
+use worker_api::{FdRole, Part, StartFailure, StartSpec, Timings, console};
+
+/// A VM that can begin.
+pub struct Machine {
+    /// Its threads.
+    pub threads: Ready,
+    /// For the control thread.
+    pub power_button: PowerButton,
+    /// Where the time went so far.
+    pub timings: Timings,
+    /// When the threads began to be made.
+    pub threads_since: Instant,
+    /// The VM itself: KVM forgets its irqfds when this is closed.
+    pub vm: VmFd,
+}
+
+/// The fds of a start, by role.
+struct Fds {
+    kvm: OwnedFd,
+    ram: OwnedFd,
+    kernel: OwnedFd,
+    initrd: Option<OwnedFd>,
+    devices: DeviceFds,
+}
+
+/// Makes the VM.
+///
+/// # Errors
+/// The part at fault and a sentence about it.
+pub fn prepare(spec: &StartSpec, fds: Vec<OwnedFd>) -> Result<Machine, StartFailure> {
+    spec.check().map_err(|detail| StartFailure { part: Part::Spec, detail })?;
+    let fds = sort(spec, fds)?;
+    let mut clock = Clock::start();
+    let mut timings = Timings::default();
+    let ram_bytes = u64::from(spec.memory_mib) << 20;
+
+    let kvm = vm::kvm(fds.kvm)?;
+    let memory = map_ram(fds.ram, ram_bytes)?;
+    let vm = vm::create(&kvm, memory)?;
+    timings.memory = clock.lap();
+
+    let vcpus = vm::create_vcpus(&kvm, &vm, spec.cpus)?;
+    timings.vcpus = clock.lap();
+
+    let end: EndHandler = Arc::new(|end| leave::after_answer(&end));
+    let devices = devices::build(spec, fds.devices, memory, end.clone())?;
+    vm::wire(&vm, &devices)?;
+    timings.devices = clock.lap();
+
+    let sources = Sources {
+        kernel: fds.kernel,
+        initrd: fds.initrd,
+        cmdline: &spec.cmdline,
+        cpus: spec.cpus,
+        virtio: &devices.virtio,
+    };
+    let entry = boot::load(memory, ram_bytes, sources)?;
+    if let Some(first) = vcpus.first() {
+        vm::enter(first, entry)?;
+    }
+    timings.boot = clock.lap();
+
+    let (pio, mmio) = (Arc::new(devices.pio), Arc::new(devices.mmio));
+    let vcpus =
+        (0..).zip(vcpus).map(|(index, fd)| Vcpu::new(fd, index, pio.clone(), mmio.clone(), end.clone())).collect();
+    let work = Work { vcpus, reactor: devices.reactor, io: devices.io_threads, end };
+    let threads = threads::make(work).map_err(|e| StartFailure {
+        part: Part::Thread,
+        detail: format!("a thread cannot be made: {e}; the limit on threads or on memory is too low"),
+    })?;
+    Ok(Machine { threads, power_button: devices.power_button, timings, threads_since: clock.since, vm })
+}
+
+/// The fds by their roles. Their number was checked by the channel.
+fn sort(spec: &StartSpec, fds: Vec<OwnedFd>) -> Result<Fds, StartFailure> {
+    let missing = || StartFailure { part: Part::Spec, detail: "file descriptors are missing".into() };
+    let mut disks = Vec::with_capacity(spec.disks.len());
+    let [mut kvm, mut ram, mut ring, mut notify, mut input, mut kernel, mut initrd] = [const { None }; 7];
+    for (role, fd) in spec.fd_roles().into_iter().zip(fds) {
+        match role {
+            FdRole::Kvm => kvm = Some(fd),
+            FdRole::Ram => ram = Some(fd),
+            FdRole::ConsoleRing => ring = Some(fd),
+            FdRole::ConsoleNotify => notify = Some(fd),
+            FdRole::ConsoleInput => input = Some(fd),
+            FdRole::Kernel => kernel = Some(fd),
+            FdRole::Initrd => initrd = Some(fd),
+            FdRole::Disk(_) => disks.push(fd),
+        }
+    }
+    if disks.len() != spec.disks.len() || initrd.is_some() != spec.initrd {
+        return Err(missing());
+    }
+    let console_ring = ring.ok_or_else(missing)?;
+    check_ring(&console_ring)?;
+    let devices = DeviceFds {
+        console_ring,
+        console_notify: notify.ok_or_else(missing)?,
+        console_input: input.ok_or_else(missing)?,
+        disks,
+    };
+    Ok(Fds {
+        kvm: kvm.ok_or_else(missing)?,
+        ram: ram.ok_or_else(missing)?,
+        kernel: kernel.ok_or_else(missing)?,
+        initrd,
+        devices,
+    })
+}
+
+/// The ring is mapped: one that shrinks would kill the worker by SIGBUS.
+fn check_ring(ring: &OwnedFd) -> Result<(), StartFailure> {
+    let good = fstat(ring).is_ok_and(|stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+            && u64::try_from(stat.st_size) == Ok(console::RING_BYTES)
+    }) && fcntl_get_seals(ring).is_ok_and(|seals| seals.contains(SealFlags::SHRINK | SealFlags::GROW));
+    if good {
+        return Ok(());
+    }
+    let detail = format!("the console's ring is not a sealed memfd of {} bytes", console::RING_BYTES);
+    Err(StartFailure { part: Part::Console, detail })
+}
+
+/// Guest RAM lives as long as the process.
+fn map_ram(fd: OwnedFd, bytes: u64) -> Result<&'static GuestMemory, StartFailure> {
+    let mapped = memory::check_memfd(&fd, bytes).and_then(|()| memory::map(fd, bytes));
+    Ok(Box::leak(Box::new(mapped.map_err(vm::VmError::from)?)))
+}
+
+/// Measures the stages of a start.
+struct Clock {
+    since: Instant,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Clock { since: Instant::now() }
+    }
+
+    /// µs since the last lap.
+    fn lap(&mut self) -> u32 {
+        let now = Instant::now();
+        let lap = micros(now - self.since);
+        self.since = now;
+        lap
+    }
+}
+
+/// µs, as [`Timings`] counts them.
+pub fn micros(duration: std::time::Duration) -> u32 {
+    u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
+}
