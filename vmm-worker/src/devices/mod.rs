@@ -11,15 +11,22 @@ use serial::{Com1, ConsoleInput};
 use std::error::Error;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
+use virtio::VirtioDevice;
+use virtio::block::{Block, disk::Disk};
+use virtio::rng::Rng;
+use virtio::transport::{NOTIFY, Transport};
+use virtio::worker::QueueWorker;
 use vmm_sys_util::eventfd::EventFd;
-use worker_api::{Part, StartFailure, StartSpec};
+use worker_api::{DiskSpec, Engine, Part, StartFailure, StartSpec};
 
 pub mod console;
 pub mod layout;
 pub mod power;
 pub mod serial;
+pub mod virtio;
 
 pub use power::PowerButton;
+pub use virtio::block::engine::IoThread;
 
 /// Called when the guest ends its VM: `leave::leave` in a worker, so it usually does not return.
 pub type EndHandler = Arc<dyn Fn(End) + Send + Sync>;
@@ -59,19 +66,6 @@ pub struct VirtioSlot {
     pub gsi: u32,
 }
 
-/// A thread of a disk, ready to be started.
-#[derive(Debug)]
-pub struct IoThread {}
-
-impl IoThread {
-    /// Serves the disk for ever.
-    pub fn run(self) -> ! {
-        loop {
-            std::thread::park();
-        }
-    }
-}
-
 /// What `build` made, for `vm.rs` to put to work.
 #[derive(Debug)]
 pub struct Devices {
@@ -98,25 +92,34 @@ pub struct Devices {
 /// # Errors
 /// The part and the reason.
 pub fn build(spec: &StartSpec, fds: DeviceFds, mem: &GuestMemory, end: EndHandler) -> Result<Devices, StartFailure> {
-    let _ = (spec, mem);
-    let failed = |part: Part| move |why: &dyn std::fmt::Display| StartFailure { part, detail: why.to_string() };
-    let reactor = Reactor::new().map_err(|e| failed(Part::Thread)(&e))?;
-    let power_line = Interrupt::new().map_err(|e| failed(Part::Thread)(&e))?;
+    if spec.disks.len() != fds.disks.len() {
+        return Err(StartFailure { part: Part::Spec, detail: "the disks and their files differ in number".into() });
+    }
+    let power_line = Interrupt::new().map_err(|e| failure(Part::Thread, &e))?;
     let power_button = PowerButton::new(power_line.clone());
     let mut devices = Devices {
         pio: Bus::new(),
         mmio: Bus::new(),
-        reactor,
+        reactor: Reactor::new().map_err(|e| failure(Part::Thread, &e))?,
         irqs: vec![(layout::GED_GSI, power_line)],
         ioevents: Vec::new(),
         virtio: Vec::new(),
         io_threads: Vec::new(),
         power_button: power_button.clone(),
     };
-    add_power(&mut devices, power_button, end).map_err(|e| failed(Part::Thread)(&e))?;
+    add_power(&mut devices, power_button, end).map_err(|e| failure(Part::Thread, &e))?;
     add_console(&mut devices, fds.console_ring, fds.console_notify, fds.console_input)
-        .map_err(|e| failed(Part::Console)(&*e))?;
+        .map_err(|e| failure(Part::Console, &*e))?;
+    // Disks first, in order: the first one is the guest's vda.
+    for (n, (disk, file)) in (0..).zip(spec.disks.iter().zip(fds.disks)) {
+        add_disk(&mut devices, disk, file, mem).map_err(|e| failure(Part::Disk(n), &*e))?;
+    }
+    add_virtio(&mut devices, Box::new(Rng), mem).map_err(|e| failure(Part::Thread, &*e))?;
     Ok(devices)
+}
+
+fn failure(part: Part, why: &(impl std::fmt::Display + ?Sized)) -> StartFailure {
+    StartFailure { part, detail: why.to_string() }
 }
 
 fn add_power(devices: &mut Devices, button: PowerButton, end: EndHandler) -> Result<(), BusError> {
@@ -133,4 +136,119 @@ fn add_console(devices: &mut Devices, ring: OwnedFd, notify: OwnedFd, input: Own
     devices.irqs.push((layout::COM1_GSI, line));
     devices.reactor.add(Box::new(ConsoleInput::new(port, input)))?;
     Ok(())
+}
+
+fn add_disk(devices: &mut Devices, spec: &DiskSpec, file: OwnedFd, mem: &GuestMemory) -> Result<(), Box<dyn Error>> {
+    let (block, threads) = match spec.engine {
+        Engine::Threads => Block::new(Disk::new(file, spec.readonly)?, &spec.serial, mem)?,
+    };
+    devices.io_threads.extend(threads);
+    add_virtio(devices, Box::new(block), mem)
+}
+
+/// Puts a virtio device into the next window.
+fn add_virtio(devices: &mut Devices, device: Box<dyn VirtioDevice>, mem: &GuestMemory) -> Result<(), Box<dyn Error>> {
+    let n = devices.virtio.len();
+    if n >= layout::VIRTIO_DEVICES_MAX {
+        return Err("there are more devices than interrupts".into());
+    }
+    let slot = VirtioSlot {
+        base: layout::VIRTIO_BASE + n as u64 * layout::VIRTIO_SIZE,
+        size: layout::VIRTIO_SIZE,
+        gsi: layout::virtio_gsi(n),
+    };
+    let line = Interrupt::new()?;
+    let transport = Transport::new(device, mem.clone(), line.clone())?;
+    devices.ioevents.extend((0..).zip(transport.kicks()).map(|(datamatch, fd)| IoEvent {
+        address: slot.base + NOTIFY,
+        datamatch,
+        fd: fd.clone(),
+    }));
+    let transport = Arc::new(Mutex::new(transport));
+    devices.mmio.insert(slot.base, slot.size, transport.clone())?;
+    devices.reactor.add(Box::new(QueueWorker::new(transport)))?;
+    devices.irqs.push((slot.gsi, line));
+    devices.virtio.push(slot);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::OpenOptions;
+    use std::sync::mpsc::channel;
+    use virtio::driver::Driver;
+    use vmm_sys_util::tempfile::TempFile;
+
+    fn spec(readonly: &[bool]) -> StartSpec {
+        let disk = |readonly: &bool| DiskSpec { readonly: *readonly, serial: "s".into(), engine: Engine::Threads };
+        let disks = readonly.iter().map(disk).collect();
+        StartSpec { cpus: 1, memory_mib: 32, initrd: false, cmdline: String::new(), disks }
+    }
+
+    fn fds(files: &[(&TempFile, bool)]) -> DeviceFds {
+        let (_, console_ring, console_notify) = console::reader::Reader::new();
+        let open = |(file, write): &(&TempFile, bool)| {
+            OpenOptions::new().read(true).write(*write).open(file.as_path()).unwrap().into()
+        };
+        let console_input = std::io::pipe().unwrap().0.into();
+        DeviceFds { console_ring, console_notify, console_input, disks: files.iter().map(open).collect() }
+    }
+
+    fn file() -> TempFile {
+        let file = TempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        file
+    }
+
+    fn nothing() -> EndHandler {
+        Arc::new(|_| ())
+    }
+
+    #[test]
+    fn every_device_has_a_window_and_an_interrupt_of_its_own() {
+        let files: Vec<TempFile> = (0..worker_api::DISKS_MAX).map(|_| file()).collect();
+        let opened: Vec<_> = files.iter().map(|f| (f, true)).collect();
+        let devices = build(&spec(&[false; worker_api::DISKS_MAX]), fds(&opened), &Driver::ram(), nothing()).unwrap();
+        assert_eq!(devices.virtio.len(), worker_api::DISKS_MAX + 1);
+        assert_eq!(devices.io_threads.len(), 2 * worker_api::DISKS_MAX);
+        assert_eq!(devices.ioevents.len(), devices.virtio.len(), "each has one queue");
+        let mut gsis: Vec<u32> = devices.irqs.iter().map(|(gsi, _)| *gsi).collect();
+        gsis.sort_unstable();
+        gsis.dedup();
+        assert_eq!(gsis.len(), devices.irqs.len());
+        assert_eq!(devices.irqs.len(), devices.virtio.len() + 2, "and the serial port, and the power device");
+        for (n, slot) in devices.virtio.iter().enumerate() {
+            let mut id = [0; 4];
+            devices.mmio.read(slot.base + 8, &mut id);
+            let expected = if n < worker_api::DISKS_MAX { virtio::ID_BLOCK } else { virtio::ID_ENTROPY };
+            assert_eq!(u32::from_le_bytes(id), expected, "window {n}");
+        }
+    }
+
+    #[test]
+    fn a_disk_with_the_wrong_rights_is_named_in_the_failure() {
+        let (first, second) = (file(), file());
+        let fds = fds(&[(&first, true), (&second, true)]);
+        let failure = build(&spec(&[false, true]), fds, &Driver::ram(), nothing()).unwrap_err();
+        assert_eq!(failure.part, Part::Disk(1));
+        assert_eq!(failure.detail, "the disk is read-only, but its file was opened for writing");
+    }
+
+    #[test]
+    fn disks_without_files_are_refused() {
+        let failure = build(&spec(&[true]), fds(&[]), &Driver::ram(), nothing()).unwrap_err();
+        assert_eq!(failure.part, Part::Spec);
+    }
+
+    #[test]
+    fn a_guest_that_asks_for_its_end_is_heard() {
+        let (tell, heard) = channel();
+        let end: EndHandler = Arc::new(move |end| tell.send(end).unwrap());
+        let devices = build(&spec(&[]), fds(&[]), &Driver::ram(), end).unwrap();
+        devices.pio.write(layout::SLEEP_CONTROL_PORT, &[layout::SLEEP_TYPE_S5 << 2 | 1 << 5]);
+        devices.pio.write(layout::I8042_PORT + 4, &[0xfe]);
+        devices.pio.write(layout::RESET_PORT, &[layout::RESET_VALUE]);
+        assert_eq!(heard.try_iter().collect::<Vec<_>>(), [End::Shutdown, End::Reset, End::Reset]);
+    }
 }

@@ -1,0 +1,108 @@
+//! Virtio devices: one transport ([`transport`]), one queue loop ([`worker`]), and thin devices behind one trait.
+//!
+//! ```text
+//! vCPU thread   registers ──────────► Transport ──┐ reset, activate          (under the device's lock)
+//! reactor       kick eventfd ───────► QueueWorker ┼─ pop chain ─► handle ─► Done    ─► used ring ─► irqfd
+//!               completion eventfd ─►             └────────────────► Pending      ▲
+//! I/O thread                            disk ◄── request ◄──────────────┘ ─ finished ┘
+//! ```
+//!
+//! All that comes from the guest (registers, rings, descriptors, requests) is untrusted. A queue that breaks the rules
+//! stops its own device: DEVICE_NEEDS_RESET, until the driver resets it. Numbers of sections are those of virtio 1.2.
+
+use crate::memory::GuestMemory;
+use queue::Chain;
+use std::sync::Arc;
+use vmm_sys_util::eventfd::EventFd;
+
+pub mod block;
+pub mod queue;
+pub mod rng;
+pub mod status;
+pub mod transport;
+pub mod worker;
+
+#[cfg(test)]
+pub(super) mod driver;
+#[cfg(test)]
+mod hostile;
+
+/// Device type of a disk (5.2).
+pub const ID_BLOCK: u32 = 2;
+/// Device type of an entropy source (5.4).
+pub const ID_ENTROPY: u32 = 4;
+
+/// How a driver broke the rules of a queue. It concerns that driver's device only.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// Rings that cannot be used.
+    #[error("virtqueue: {0}")]
+    Ring(#[from] virtio_queue::Error),
+    /// A descriptor chain that cannot be walked, or that does not fit its device.
+    #[error("descriptor chain: {0}")]
+    Chain(&'static str),
+}
+
+/// What a device did with a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handled {
+    /// Finished; so many bytes were written into it.
+    Done(u32),
+    /// Begun; it comes back as a [`Completion`].
+    Pending,
+}
+
+/// A chain that a device began earlier and has finished now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Completion {
+    /// Index of its queue.
+    pub queue: usize,
+    /// Its head.
+    pub head: u16,
+    /// Bytes written into it.
+    pub written: u32,
+}
+
+/// What makes a virtio device the one that it is. All methods run under the device's lock: none of them blocks, and those
+/// marked (vCPU) do not allocate.
+pub trait VirtioDevice: Send {
+    /// The device type (5).
+    fn id(&self) -> u32;
+
+    /// The feature bits that it offers beside those of the transport.
+    fn features(&self) -> u64;
+
+    /// The largest size of each of its queues, powers of two.
+    fn queue_sizes(&self) -> &'static [u16];
+
+    /// Fills `data` from its configuration at `offset`, with zeros where there is none (vCPU).
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// The driver is ready and agreed on `features` (vCPU).
+    fn activate(&mut self, features: u64);
+
+    /// Can it begin another chain? If not, the queue waits for a completion.
+    fn has_room(&self) -> bool {
+        true
+    }
+
+    /// Does or begins what a chain asks for.
+    ///
+    /// # Errors
+    /// The chain is not what this device can answer; the device stops.
+    fn handle(&mut self, queue: usize, chain: &Chain, mem: &GuestMemory) -> Result<Handled, QueueError>;
+
+    /// Readable when there may be completions.
+    fn completion_event(&self) -> Option<Arc<EventFd>> {
+        None
+    }
+
+    /// The next chain that is finished.
+    fn next_completion(&mut self, _mem: &GuestMemory) -> Option<Completion> {
+        None
+    }
+
+    /// Gives up all that it began; completions of it are never told. True when nothing of it can touch guest RAM or what
+    /// is behind the device any more; called again until then (vCPU).
+    fn reset(&mut self) -> bool;
+}
