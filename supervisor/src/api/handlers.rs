@@ -271,7 +271,7 @@ async fn json<T: DeserializeOwned>(request: Request) -> Answer<T> {
     let value = serde_path_to_error::deserialize(&mut parser).map_err(|error| {
         let path = error.path().to_string();
         let field = path.strip_prefix("spec.").unwrap_or(&path);
-        let field = (field != ".").then(|| field.to_owned());
+        let field = (!matches!(field, "." | "?")).then(|| field.to_owned());
         Refusal::from(ApiError { code: ErrorCode::Invalid, message: error.into_inner().to_string(), field })
     })?;
     parser.end().map_err(|error| Refusal::new(ErrorCode::Invalid, error.to_string()))?;

@@ -57,7 +57,14 @@ pub async fn accept(listener: UnixListener, context: Arc<Context>, connections: 
         match listener.accept().await {
             Ok((stream, _)) => {
                 exhausted = false;
-                tokio::spawn(connection(stream, router.clone(), context.host.uid, place));
+                match stream.peer_cred() {
+                    Ok(peer) if may(peer.uid(), context.host.uid) => {
+                        let caller = Caller { uid: peer.uid(), _place: Arc::new(place) };
+                        tokio::spawn(serve(stream, router.clone(), caller));
+                    }
+                    Ok(peer) => drop(tokio::spawn(refuse(stream, peer.uid(), place))),
+                    Err(error) => tracing::warn!(%error, "a connection without a peer"),
+                }
             }
             Err(error) => {
                 // Once, not for each attempt: a log that fills the disk helps nobody.
@@ -70,28 +77,54 @@ pub async fn accept(listener: UnixListener, context: Arc<Context>, connections: 
     }
 }
 
-/// Serves one connection.
-async fn connection(stream: UnixStream, router: axum::Router, own_uid: u32, place: OwnedSemaphorePermit) {
+/// Who may: the supervisor's own user, and root, who may everything anyway.
+fn may(peer: u32, own: u32) -> bool {
+    peer == own || peer == 0
+}
+
+fn http() -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(HEAD_MAX);
-    let uid = match stream.peer_cred() {
-        Ok(peer) => peer.uid(),
-        Err(error) => return tracing::warn!(%error, "a connection without a peer"),
-    };
-    let io = TokioIo::new(stream);
-    let result = if uid == own_uid || uid == 0 {
-        let caller = Caller { uid, _place: Arc::new(place) };
-        let router = router.layer(axum::Extension(caller));
-        builder.serve_connection(io, TowerToHyperService::new(router)).with_upgrades().await
-    } else {
-        tracing::warn!(uid, "refused a connection of another user");
-        let refuse = service_fn(|_| async {
-            let message = "this supervisor serves another user; start your own (vmsup serve)";
-            Ok::<_, std::convert::Infallible>(Refusal::new(ErrorCode::Forbidden, message).into_response())
-        });
-        builder.keep_alive(false).serve_connection(io, refuse).await
-    };
-    if let Err(error) = result {
-        tracing::debug!(%error, uid, "a connection ended badly");
+    builder
+}
+
+/// Serves one connection.
+async fn serve(stream: UnixStream, router: axum::Router, caller: Caller) {
+    let service = TowerToHyperService::new(router.layer(axum::Extension(caller)));
+    if let Err(error) = http().serve_connection(TokioIo::new(stream), service).with_upgrades().await {
+        tracing::debug!(%error, "a connection ended badly");
+    }
+}
+
+/// Answers one request of somebody else with a sentence.
+async fn refuse(stream: UnixStream, uid: u32, _place: OwnedSemaphorePermit) {
+    tracing::warn!(uid, "refused a connection of another user");
+    let answer = service_fn(|_| async {
+        let message = "this supervisor serves another user; start your own (vmsup serve)";
+        Ok::<_, std::convert::Infallible>(Refusal::new(ErrorCode::Forbidden, message).into_response())
+    });
+    let _ = http().keep_alive(false).serve_connection(TokioIo::new(stream), answer).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[test]
+    fn the_supervisors_user_and_root_may_and_nobody_else() {
+        assert!(may(1000, 1000) && may(0, 1000) && may(0, 0));
+        assert!(!may(1001, 1000) && !may(1000, 0));
+    }
+
+    #[tokio::test]
+    async fn another_user_gets_a_sentence_and_no_second_request() {
+        let (mut client, server) = UnixStream::pair().unwrap();
+        let place = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
+        tokio::spawn(refuse(server, 1001, place));
+        client.write_all(b"GET /v1/vms HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("forbidden"), "{answer}");
     }
 }

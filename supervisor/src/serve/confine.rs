@@ -21,6 +21,15 @@ pub fn confine() -> Result<(), ServeError> {
     if threads != 1 {
         return Err(failed("threads", &format!("{threads} are there, and a filter would hold one of them only")));
     }
+    for (name, value) in policies::PROCESS_SUPERVISOR.rlimits {
+        let resource = match *name {
+            "core" => Resource::Core,
+
+            other => return Err(failed("rlimits", &format!("process.json names {other}, which is not known here"))),
+        };
+        let both = Rlimit { current: Some(*value), maximum: Some(*value) };
+        rustix::process::setrlimit(resource, both).map_err(|e| failed("rlimits", &e))?;
+    }
     nix::sys::prctl::set_dumpable(false).map_err(|e| failed("dumpable", &e))?;
     nix::sys::prctl::set_no_new_privs().map_err(|e| failed("no_new_privs", &e))?;
     policies::apply::seccomp(&policies::SUPERVISOR).map_err(|e| failed("filter", &e))

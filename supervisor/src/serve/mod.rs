@@ -122,6 +122,8 @@ pub struct Context {
     pub(crate) jail: Arc<Jail>,
     /// The VMs.
     pub(crate) registry: registry::Registry<vm::Vm>,
+    /// How long the steps of a start may take.
+    pub(crate) deadlines: start::Deadlines,
 }
 
 /// Runs a supervisor until it is told to leave, or until the last VM has ended after its jailer has.

@@ -48,7 +48,7 @@ pub async fn run(ready: Ready, socket: &Path) -> Result<(), ServeError> {
     let reaper = pidfd.try_clone().map_err(system)?;
     let jail = Jail::new(channel, facts, child.id() as i32, pidfd).map_err(system)?;
     let registry = Registry::new(ready.host.first_id);
-    let context = Arc::new(Context { host: ready.host, jail, registry });
+    let context = Arc::new(Context { host: ready.host, jail, registry, deadlines: Default::default() });
     tokio::spawn(reap(child, reaper));
     let listener = tokio::net::UnixListener::from_std(ready.listener).map_err(system)?;
     let connections = listen::Connections::default();

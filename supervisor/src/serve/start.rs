@@ -16,10 +16,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use worker_api::{DiskSpec, Engine, FdRole, Part, StartSpec, Timings, console};
 
-/// How long the jailer may take to make a worker.
-const MAKE_DEADLINE: Duration = Duration::from_secs(10);
-/// How long a worker may take from its spec to its running vCPUs.
-const START_DEADLINE: Duration = Duration::from_secs(10);
+/// How long the steps of a start may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadlines {
+    /// The jailer makes a worker.
+    pub make: Duration,
+    /// A worker comes from its spec to its running vCPUs.
+    pub start: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Deadlines { make: Duration::from_secs(10), start: Duration::from_secs(10) }
+    }
+}
+
+/// How long a worker that hung up may take to end by itself.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Threads beyond those that are counted: the engines' own helpers.
 const SPARE_THREADS: u32 = 8;
 /// RLIMIT_MEMLOCK: no engine of this release locks memory; the kernel's own small uses stay possible.
@@ -73,11 +86,11 @@ pub async fn prepare(context: &Context, spec: &VmSpec) -> Result<Prepared, ApiEr
     };
     let (console, parcel) = parcel(context, spec, files)?;
     let files = Instant::now();
-    let held = match tokio::time::timeout(MAKE_DEADLINE, pending).await {
+    let held = match tokio::time::timeout(context.deadlines.make, pending).await {
         Ok(Ok(Ok(held))) => held,
         Ok(Ok(Err(error))) => return Err(no_worker(error)),
         Ok(Err(_)) => return Err(no_worker(MakeError::Gone)),
-        Err(_) => return Err(unavailable("the jailer made no worker in 10 s; the host is overloaded, try again")),
+        Err(_) => return Err(unavailable("the jailer made no worker in time; the host is overloaded, try again")),
     };
     Ok(Prepared { held, parcel, console, stages: Stages { begun, files, made: Instant::now() } })
 }
@@ -113,6 +126,15 @@ fn own_copy(memfd: &OwnedFd) -> std::io::Result<OwnedFd> {
     Ok(rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
+/// A worker that did not become the VM.
+#[derive(Debug)]
+pub struct NotTaken {
+    /// What the client is told.
+    pub error: ApiError,
+    /// It only went away: how it ended says more than the error.
+    pub hung_up: bool,
+}
+
 /// Connects to the worker and makes it the VM.
 ///
 /// # Errors
@@ -121,16 +143,28 @@ pub async fn hand_over(
     context: &Context,
     parcel: Parcel,
     held: jail_spec::Worker,
-) -> Result<(Control, Timings), ApiError> {
+) -> Result<(Control, Timings), NotTaken> {
     let start = async {
         let control = Control::connect(context.host.workers.as_fd(), &held)?;
         let fds = parcel.fds(&context.host.kvm);
         let timings = control.start(parcel.spec.clone(), &fds).await?;
-        Ok((control, timings))
+        Ok::<_, ControlError>((control, timings))
     };
-    match tokio::time::timeout(START_DEADLINE, start).await {
-        Ok(result) => result.map_err(|error| refused(error, parcel.spec.disks.len())),
-        Err(_) => Err(internal("the worker did not start the VM in 10 s and was killed")),
+    match tokio::time::timeout(context.deadlines.start, start).await {
+        Ok(Ok(started)) => Ok(started),
+        Ok(Err(error)) => {
+            let hung_up = error.is_hang_up();
+            if hung_up {
+                // It is on its way out. How it ends and what it said last tell more than a closed socket, and who
+                // waits for this step hears of its end meanwhile; a kill now would only hide it.
+                tokio::time::sleep(LAST_WORDS).await;
+            }
+            Err(NotTaken { hung_up, error: refused(error, parcel.spec.disks.len()) })
+        }
+        Err(_) => {
+            let error = internal("the worker did not start the VM in time and was killed");
+            Err(NotTaken { hung_up: false, error })
+        }
     }
 }
 

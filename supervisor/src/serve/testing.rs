@@ -1,1 +1,321 @@
+//! Doubles for the tests: a jailer and workers that speak the real protocols from threads of the test's own process.
+//!
+//! Each fake worker has a real process behind it (a shell that waits), so that pidfds, kills and exits are real.
 
+use super::registry::Registry;
+use super::start::Deadlines;
+use super::{Context, Host, Jail, memfd};
+use crate::spec::{Boot, Builtin, VmSpec};
+use ipc::Channel;
+use jail_spec::{Facts, HowEnded, Refusal, Reply, Request, Slot, UidSource, Worker};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::process::{Pid, PidfdFlags};
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+use worker_api::console::{CAPACITY, DATA, SEEN, WRITTEN};
+use worker_api::{FdRole, StartFailure, StartSpec, Timings};
+
+/// A directory of the test's own, removed at its end.
+pub struct TempDir(PathBuf);
+
+impl TempDir {
+    pub fn new() -> TempDir {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("vmsup-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir(&path).unwrap();
+        TempDir(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The smallest spec.
+pub fn spec(name: &str) -> VmSpec {
+    VmSpec {
+        name: name.into(),
+        cpus: 1,
+        memory_mib: 32,
+        boot: Boot { kernel: None, initrd: None, cmdline: None, builtin: Some(Builtin::Hello) },
+        disks: Vec::new(),
+        console: None,
+        limits: None,
+        nets: Vec::new(),
+    }
+}
+
+/// What the fake workers do.
+#[derive(Debug, Clone)]
+pub enum Act {
+    /// Start the VM, and hand its insides to the test.
+    Good,
+    /// Take the spec and never answer.
+    Silent,
+    /// Answer the spec with bytes that are no message.
+    Garbage,
+    /// Speak another version.
+    OldRelease,
+    /// Say no.
+    Fail(StartFailure),
+    /// Be another process than the jailer says.
+    LieAboutPid,
+    /// End before the spec was read.
+    Die(i32),
+    /// There is none: the jailer refuses.
+    Refused(Refusal),
+    /// There is none: the jailer never answers.
+    NoAnswer,
+}
+
+/// A VM as its fake worker has it.
+pub struct FakeVm {
+    pub spec: StartSpec,
+    pub fds: Vec<OwnedFd>,
+    channel: Channel<worker_api::Reply, worker_api::Request>,
+    process: ChildStdin,
+}
+
+impl FakeVm {
+    pub fn fd(&self, role: FdRole) -> &OwnedFd {
+        let at = self.spec.fd_roles().iter().position(|r| *r == role).unwrap();
+        &self.fds[at]
+    }
+
+    /// Writes console output as a worker does; true where the notify eventfd was written.
+    pub fn print(&self, bytes: &[u8]) -> bool {
+        print(self.fd(FdRole::ConsoleRing), self.fd(FdRole::ConsoleNotify), bytes)
+    }
+
+    /// Ends with an exit status.
+    pub fn exit(mut self, status: i32) {
+        writeln!(self.process, "{status}").unwrap();
+    }
+
+    /// The next request; answered with `Done`.
+    pub fn request(&self) -> worker_api::Request {
+        let request = self.channel.receive().unwrap().0;
+        self.channel.send(&worker_api::Reply::Done, &[]).unwrap();
+        request
+    }
+}
+
+/// Writes console output as a worker does, one store after the other.
+pub fn print(ring: &OwnedFd, notify: &OwnedFd, bytes: &[u8]) -> bool {
+    let counter = |at| {
+        let mut value = [0; 8];
+        assert_eq!(rustix::io::pread(ring, &mut value, at).unwrap(), 8);
+        u64::from_le_bytes(value)
+    };
+    let before = counter(WRITTEN);
+    for (n, byte) in bytes.iter().enumerate() {
+        rustix::io::pwrite(ring, &[*byte], DATA + (before + n as u64) % CAPACITY).unwrap();
+    }
+    rustix::io::pwrite(ring, &(before + bytes.len() as u64).to_le_bytes(), WRITTEN).unwrap();
+    let tell = counter(SEEN) == before;
+    if tell {
+        rustix::io::write(notify, &1u64.to_ne_bytes()).unwrap();
+    }
+    tell
+}
+
+/// A supervisor's insides with a fake jailer.
+pub struct Bench {
+    pub context: Arc<Context>,
+    /// The VMs that were started, as their workers have them.
+    pub vms: mpsc::Receiver<FakeVm>,
+    /// What the next workers do.
+    pub act: Arc<Mutex<Act>>,
+    /// The jailer's end of the channel: shut down, it is a jailer that died.
+    jailer: OwnedFd,
+    /// Slots that were handed out and not forgotten.
+    pub slots: Arc<Mutex<BTreeSet<u32>>>,
+    pub dir: TempDir,
+}
+
+impl Bench {
+    /// Needs a runtime.
+    pub fn new() -> Bench {
+        Bench::with(true)
+    }
+
+    /// With a supervisor that soon gives up waiting for jailer and workers.
+    pub fn impatient() -> Bench {
+        Bench::with(false)
+    }
+
+    fn with(patient: bool) -> Bench {
+        let dir = TempDir::new();
+        let (ours, theirs) = Channel::<Request, Reply>::pair().unwrap();
+        let jailer = theirs.as_fd().try_clone_to_owned().unwrap();
+        let act = Arc::new(Mutex::new(Act::Good));
+        let slots = Arc::new(Mutex::new(BTreeSet::new()));
+        let (sender, vms) = mpsc::channel();
+        let fake = FakeJailer {
+            channel: Arc::new(theirs),
+            dir: dir.path().to_owned(),
+            act: act.clone(),
+            slots: slots.clone(),
+            sender,
+        };
+        std::thread::spawn(move || fake.run());
+        let facts = Facts { uids: UidSource::Own, cgroup: Err("the test has none".into()), pool: 0 };
+        let pidfd = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).unwrap();
+        let jail = Jail::new(ours, facts, std::process::id() as i32, pidfd).unwrap();
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+        let host = Host {
+            kvm: std::fs::File::open("/dev/null").unwrap().into(),
+            hello: memfd::constant("hello", b"guest").unwrap(),
+            workers: rustix::fs::open(dir.path(), flags, rustix::fs::Mode::empty()).unwrap(),
+            memory_mib: 4096,
+            uid: rustix::process::geteuid().as_raw(),
+            first_id: 0x1000,
+        };
+        let deadlines = Deadlines { make: Duration::from_millis(200), start: Duration::from_millis(200) };
+        let deadlines = if patient { Deadlines::default() } else { deadlines };
+        let context = Arc::new(Context { host, jail, registry: Registry::new(0x1000), deadlines });
+        Bench { context, vms, act, jailer, slots, dir }
+    }
+
+    pub fn acts(&self, act: Act) {
+        *self.act.lock().unwrap() = act;
+    }
+
+    /// The jailer dies.
+    pub fn kill_jailer(&self) {
+        rustix::net::shutdown(&self.jailer, rustix::net::Shutdown::Both).unwrap();
+    }
+
+    /// The next VM that a fake worker started.
+    pub async fn started(&self) -> FakeVm {
+        loop {
+            match self.vms.try_recv() {
+                Ok(vm) => return vm,
+                Err(mpsc::TryRecvError::Empty) => tokio::task::yield_now().await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    /// Waits until every slot was forgotten: no worker of any VM is left.
+    pub async fn nothing_left(&self) {
+        while !self.slots.lock().unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+struct FakeJailer {
+    channel: Arc<Channel<Reply, Request>>,
+    dir: PathBuf,
+    act: Arc<Mutex<Act>>,
+    slots: Arc<Mutex<BTreeSet<u32>>>,
+    sender: mpsc::Sender<FakeVm>,
+}
+
+impl FakeJailer {
+    fn run(self) {
+        let mut next = 0;
+        while let Ok((request, _)) = self.channel.receive() {
+            match request {
+                Request::Make { seq, .. } => match self.act.lock().unwrap().clone() {
+                    Act::Refused(why) => self.channel.send(&Reply::Refused { seq, why }, &[]).unwrap(),
+                    Act::NoAnswer => {}
+                    act => {
+                        next += 1;
+                        self.make(seq, Slot(next), act);
+                    }
+                },
+                Request::Forget { slot } => {
+                    assert!(self.slots.lock().unwrap().remove(&slot.0), "{slot:?} was forgotten twice");
+                }
+            }
+        }
+    }
+
+    fn make(&self, seq: u64, slot: Slot, act: Act) {
+        self.slots.lock().unwrap().insert(slot.0);
+        let path = self.dir.join(slot.socket_name());
+        let listener =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        rustix::net::bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        rustix::net::listen(&listener, 1).unwrap();
+        let mut process =
+            Command::new("sh").args(["-c", "read status; exit $status"]).stdin(Stdio::piped()).spawn().unwrap();
+        let input = process.stdin.take().unwrap();
+        let pidfd =
+            rustix::process::pidfd_open(Pid::from_raw(process.id() as i32).unwrap(), PidfdFlags::empty()).unwrap();
+        let mut pid = std::process::id() as i32;
+        if matches!(act, Act::LieAboutPid) {
+            pid += 1;
+        }
+        let uid = rustix::process::geteuid().as_raw();
+        let worker = Worker { slot, pid, start_time: 1, uid };
+        self.channel.send(&Reply::Made { seq, worker, warm: true }, &[pidfd.as_fd()]).unwrap();
+        let channel = self.channel.clone();
+        std::thread::spawn(move || reap(process, &channel, slot, &path));
+        let sender = self.sender.clone();
+        std::thread::spawn(move || work(&listener, act, input, &sender));
+    }
+}
+
+/// The fake jailer's share of a worker's end.
+fn reap(mut process: Child, channel: &Channel<Reply, Request>, slot: Slot, socket: &Path) {
+    let status = process.wait().unwrap();
+    let _ = std::fs::remove_file(socket);
+    let how = match (status.code(), status.signal()) {
+        (Some(code), _) => HowEnded::Exited(code),
+        (None, signal) => HowEnded::Killed(signal.unwrap()),
+    };
+    let pid = process.id() as i32;
+    // A jailer that died in the meantime tells nobody.
+    let _ = channel.send(&Reply::Ended { slot, pid, how, last_words: "last\x1b[2J words".into() }, &[]);
+}
+
+/// A fake worker.
+fn work(listener: &OwnedFd, act: Act, mut process: ChildStdin, sender: &mpsc::Sender<FakeVm>) {
+    if let Act::Die(status) = act {
+        writeln!(process, "{status}").unwrap();
+        return;
+    }
+    let socket = rustix::net::accept_with(listener, SocketFlags::CLOEXEC).unwrap();
+    let channel = Channel::<worker_api::Reply, worker_api::Request>::new(socket);
+    let version = if matches!(act, Act::OldRelease) { worker_api::VERSION + 1 } else { worker_api::VERSION };
+    if channel.handshake(worker_api::NAME, version, 0).is_err() {
+        drop(channel);
+        let _ = writeln!(process, "{}", worker_api::exit::FAILED);
+        return;
+    }
+    let Ok((worker_api::Request::Start(spec), fds)) = channel.receive() else { return };
+    match act {
+        Act::Garbage => {
+            rustix::net::send(channel.as_fd(), &[0xff; 40], rustix::net::SendFlags::empty()).unwrap();
+            // Waits for the kill.
+            let _ = channel.receive();
+        }
+        Act::Silent => drop(channel.receive()),
+        Act::Fail(failure) => {
+            channel.send(&worker_api::Reply::Failed(failure), &[]).unwrap();
+            let _ = writeln!(process, "{}", worker_api::exit::FAILED);
+        }
+        _ => {
+            let timings = Timings { memory: 1, vcpus: 2, devices: 3, boot: 4, threads: 5 };
+            channel.send(&worker_api::Reply::Started(timings), &[]).unwrap();
+            let _ = sender.send(FakeVm { spec, fds, channel, process });
+        }
+    }
+}

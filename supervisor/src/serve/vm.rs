@@ -10,7 +10,7 @@ use super::end::WorkerEnd;
 use super::jail::Held;
 use super::lifecycle::{self, Effect, Event, State};
 use super::registry::{Entry, is_end};
-use super::start::{self, Parcel, Prepared, Stages};
+use super::start::{self, NotTaken, Parcel, Prepared, Stages};
 use super::worker::{Control, ControlError};
 use crate::api::types::{ApiError, ConsoleInfo, End, EndKind, ErrorCode, VmInfo, VmState, VmSummary, WorkerInfo};
 use crate::spec::VmSpec;
@@ -203,7 +203,7 @@ type Step = Pin<Box<dyn Future<Output = Done> + Send>>;
 
 enum Done {
     Prepared(Result<Prepared, ApiError>),
-    Given(Result<(Control, Timings), ApiError>),
+    Given(Result<(Control, Timings), NotTaken>),
     Pressed(Result<(), ControlError>),
 }
 
@@ -223,6 +223,8 @@ struct Actor {
     deadline: Option<Instant>,
     overdue: bool,
     failure: Option<ApiError>,
+    /// The failure is only that the worker went away.
+    hung_up: bool,
     worker_end: Option<WorkerEnd>,
 }
 
@@ -246,6 +248,7 @@ impl Actor {
             deadline: None,
             overdue: false,
             failure: None,
+            hung_up: false,
             worker_end: None,
         }
     }
@@ -320,8 +323,9 @@ impl Actor {
                 }
                 Event::Started
             }
-            Done::Given(Err(failure)) => {
-                self.failure = Some(failure);
+            Done::Given(Err(NotTaken { error, hung_up })) => {
+                self.failure = Some(error);
+                self.hung_up = hung_up;
                 Event::StartFailed
             }
             Done::Pressed(result) => {
@@ -436,16 +440,18 @@ impl Actor {
         }
     }
 
-    /// Why it never ran. How its worker ended tells more than that it hung up.
+    /// Why it never ran.
     fn failure(&self) -> ApiError {
         match (&self.worker_end, &self.failure) {
-            (Some(end), _) if !end.by_sigkill() && end.kind() != EndKind::StartFailed => ApiError {
+            (_, Some(failure)) if !self.hung_up => failure.clone(),
+            // Our own kill followed the hang-up and came first.
+            (Some(end), Some(failure)) if end.by_sigkill() => failure.clone(),
+            (Some(end), _) => ApiError {
                 code: ErrorCode::Internal,
                 message: format!("the guest never ran: {}", end.reason()),
                 field: None,
             },
-            (_, Some(failure)) => failure.clone(),
-            (Some(end), None) => ApiError { code: ErrorCode::Internal, message: end.reason(), field: None },
+            (None, Some(failure)) => failure.clone(),
             (None, None) => ApiError {
                 code: ErrorCode::Internal,
                 message: "the guest never ran: its worker ended, and nobody could say how".into(),
@@ -470,3 +476,7 @@ fn forget_later(context: &Arc<Context>, vm: Arc<Vm>) {
 fn unix_time() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
+
+#[cfg(test)]
+#[path = "vm_tests.rs"]
+mod tests;

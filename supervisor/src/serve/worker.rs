@@ -46,6 +46,20 @@ pub enum ControlError {
     Failed(StartFailure),
 }
 
+impl ControlError {
+    /// The worker only went away.
+    pub fn is_hang_up(&self) -> bool {
+        use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound};
+        match self {
+            ControlError::Channel(ipc::Error::Closed) => true,
+            ControlError::Io(error) | ControlError::Channel(ipc::Error::Io(error)) => {
+                matches!(error.kind(), BrokenPipe | ConnectionRefused | ConnectionReset | NotFound)
+            }
+            _ => false,
+        }
+    }
+}
+
 impl Control {
     /// Connects to a worker in the directory of the workers' sockets.
     ///
@@ -67,8 +81,8 @@ impl Control {
         Ok(Control { channel: Channel::new(socket) })
     }
 
-    /// Makes the worker the VM. Our header and the spec go out together: one turn less, and a worker of another
-    /// release refuses at the header.
+    /// Makes the worker the VM. Our header and the spec go out together, which saves a turn; a worker of another
+    /// release refuses at the header and says so in its last words.
     ///
     /// # Errors
     /// [`ControlError::Failed`] where it says that it cannot, else the channel's.
