@@ -61,7 +61,13 @@ common:
 	add $4, %esp
 	popal
 	add $8, %esp
-	iret
+	/* iret, spelt out: KVM's emulator, which is all that some back ends have, knows it in real mode only. The flags come
+	 * back without IF, and the instruction after sti is not interrupted yet. */
+	pushl 8(%esp)
+	andl $~0x200, (%esp)
+	popfl
+	sti
+	lret $4
 
 /* Copied to a page below 1 MiB; an application CPU starts there in real mode, after INIT and start-up IPI. */
 	.code16
