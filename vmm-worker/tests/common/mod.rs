@@ -1,0 +1,278 @@
+//! Plays jailer and supervisor for one worker: starts the binary as the jailer would (without the jail itself), hands it
+//! a VM, and watches how it ends.
+#![allow(dead_code)]
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use worker_api::{NAME, Reply, Request, StartFailure, StartSpec, Timings, VERSION, console};
+
+pub type Peer = ipc::Channel<Request, Reply>;
+
+/// A worker, as its jailer and its supervisor see it.
+pub struct Worker {
+    pub child: Child,
+    pub report: BufReader<File>,
+    socket: PathBuf,
+}
+
+/// How a worker ended.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Ended {
+    pub status: Option<i32>,
+    pub signal: Option<i32>,
+    /// All lines of the report pipe after `ready`.
+    pub words: String,
+}
+
+impl Ended {
+    pub fn with_status(status: i32) -> Self {
+        Ended { status: Some(status), signal: None, words: String::new() }
+    }
+}
+
+fn seqpacket() -> OwnedFd {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
+}
+
+impl Worker {
+    /// Starts a worker and waits until it is ready.
+    pub fn start() -> Worker {
+        let mut worker = Self::unready();
+        let mut line = String::new();
+        worker.report.read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        worker
+    }
+
+    /// Starts a worker.
+    pub fn unready() -> Worker {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let socket = std::env::temp_dir().join(format!("vmm-worker-test-{}-{number}.sock", std::process::id()));
+        let bound = seqpacket();
+        rustix::net::bind(&bound, &rustix::net::SocketAddrUnix::new(&socket).unwrap()).unwrap();
+        let (report, words) = std::io::pipe().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vmsup-worker"));
+        command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(words);
+        let raw = bound.as_raw_fd();
+        // SAFETY: all calls are async-signal-safe, and 3 is an fd that the child's other fds do not use: the standard
+        // library has put 0 to 2 in place, and everything else is close-on-exec. (dup2 of 3 to itself keeps that flag.)
+        unsafe {
+            command.pre_exec(move || {
+                // No worker outlives its test.
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                // Nor has it an fd of whoever runs the tests.
+                libc::close_range(4, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as i32);
+                match (libc::dup2(raw, 3), libc::fcntl(3, libc::F_SETFD, 0)) {
+                    (3, 0) => Ok(()),
+                    _ => Err(std::io::Error::last_os_error()),
+                }
+            });
+        }
+        let child = command.spawn().unwrap();
+        drop(command);
+        Worker { child, report: BufReader::new(File::from(OwnedFd::from(report))), socket }
+    }
+
+    /// A connection that has exchanged greetings.
+    pub fn connect(&self) -> Peer {
+        let peer = Peer::new(self.connect_raw());
+        peer.handshake(NAME, VERSION, 0).unwrap();
+        peer
+    }
+
+    /// A connection that has said nothing yet.
+    pub fn connect_raw(&self) -> OwnedFd {
+        let socket = seqpacket();
+        rustix::net::connect(&socket, &rustix::net::SocketAddrUnix::new(&self.socket).unwrap()).unwrap();
+        socket
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for the end.
+    pub fn end(mut self) -> Ended {
+        let status = self.child.wait().unwrap();
+        let mut words = String::new();
+        self.report.read_to_string(&mut words).unwrap();
+        let _ = std::fs::remove_file(&self.socket);
+        Ended { status: status.code(), signal: status.signal(), words }
+    }
+
+    /// A field of `/proc/PID/task/*/status` by thread name, sorted.
+    pub fn threads(&self, field: &str) -> Vec<(String, String)> {
+        let mut all: Vec<_> = std::fs::read_dir(format!("/proc/{}/task", self.pid()))
+            .unwrap()
+            .map(|task| {
+                let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+                let get = |key: &str| {
+                    let line = status.lines().find(|l| l.starts_with(&format!("{key}:"))).unwrap();
+                    line[key.len() + 1..].trim().to_owned()
+                };
+                (get("Name"), get(field))
+            })
+            .collect();
+        all.sort();
+        all
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_file(&self.socket);
+    }
+}
+
+/// What a VM is made of, with the supervisor's ends.
+pub struct Vm {
+    pub spec: StartSpec,
+    pub fds: Vec<OwnedFd>,
+    pub ring: File,
+    pub notify: File,
+    pub input: File,
+}
+
+pub fn sealed_memfd(bytes: u64) -> OwnedFd {
+    let fd = memfd_create("vm", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+    ftruncate(&fd, bytes).unwrap();
+    fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW).unwrap();
+    fd
+}
+
+impl Vm {
+    /// A VM with one vCPU and 64 MiB that boots `kernel`.
+    pub fn new(kernel: impl Into<OwnedFd>) -> Vm {
+        Vm::with(kernel, 1, 64)
+    }
+
+    pub fn with(kernel: impl Into<OwnedFd>, cpus: u8, memory_mib: u32) -> Vm {
+        let spec = StartSpec { cpus, memory_mib, initrd: false, cmdline: format!("cpus={cpus}"), disks: Vec::new() };
+        let kvm = File::options().read(true).write(true).open("/dev/kvm").expect("/dev/kvm is needed for these tests");
+        let ring = sealed_memfd(console::RING_BYTES);
+        // SAFETY: eventfd takes no pointer, and the new fd is owned by nobody else.
+        let notify = unsafe { File::from_raw_fd(libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)) };
+        let (input_reader, input) = std::io::pipe().unwrap();
+        let fds = vec![
+            kvm.into(),
+            sealed_memfd(u64::from(memory_mib) << 20),
+            ring.try_clone().unwrap(),
+            notify.try_clone().unwrap().into(),
+            input_reader.into(),
+            kernel.into(),
+        ];
+        Vm { spec, fds, ring: ring.into(), notify, input: File::from(OwnedFd::from(input)) }
+    }
+
+    pub fn initrd(mut self, initrd: impl Into<OwnedFd>) -> Vm {
+        self.spec.initrd = true;
+        self.fds.push(initrd.into());
+        self
+    }
+
+    /// Sends `Start` and takes the reply.
+    pub fn start_on(&self, peer: &Peer) -> Result<Timings, StartFailure> {
+        let fds: Vec<BorrowedFd<'_>> = self.fds.iter().map(AsFd::as_fd).collect();
+        peer.send(&Request::Start(self.spec.clone()), &fds).unwrap();
+        match peer.receive().expect("a reply to Start").0 {
+            Reply::Started(timings) => Ok(timings),
+            Reply::Failed(failure) => Err(failure),
+            Reply::Done => panic!("Done to a Start"),
+        }
+    }
+
+    /// What the guest wrote to its console so far, of the part that the ring still has.
+    pub fn console(&self) -> String {
+        let mut counter = [0; 8];
+        self.ring.read_exact_at(&mut counter, console::WRITTEN).unwrap();
+        let (_, start) = console::available(0, u64::from_le_bytes(counter));
+        let bytes: Vec<u8> = (start..u64::from_le_bytes(counter))
+            .map(|n| {
+                let mut byte = [0];
+                self.ring.read_exact_at(&mut byte, console::DATA + n % console::CAPACITY).unwrap();
+                byte[0]
+            })
+            .collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Waits until the guest wrote `text`.
+    pub fn wait_for(&self, text: &str) {
+        loop {
+            let seen = self.console();
+            if seen.contains(text) {
+                return;
+            }
+            // The protocol of the ring: store what was seen, look once more, and sleep only if there is no news.
+            self.ring.write_all_at(&(seen.len() as u64).to_le_bytes(), console::SEEN).unwrap();
+            if self.console().len() != seen.len() {
+                continue;
+            }
+            let mut fds = [rustix::event::PollFd::new(&self.notify, rustix::event::PollFlags::IN)];
+            let limit = rustix::event::Timespec { tv_sec: 60, tv_nsec: 0 };
+            let ready = rustix::event::poll(&mut fds, Some(&limit)).unwrap();
+            assert!(ready > 0, "60 s without {text:?}; the console has {:?}", self.console());
+            let _ = (&self.notify).read(&mut [0; 8]);
+        }
+    }
+}
+
+/// A guest of `tests/guest`, built where it is not yet.
+pub fn guest(name: &str) -> File {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let folder = BUILT.get_or_init(|| {
+        let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guest");
+        // Several test programs may build at once.
+        let lock = File::create(out.with_extension("lock")).unwrap();
+        lock.lock().unwrap();
+        let status = Command::new("make")
+            .args(["--silent", "-C", concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/guest")])
+            .arg(format!("OUT={}", out.display()))
+            .status()
+            .expect("make builds the guests");
+        assert!(status.success(), "the guests cannot be built");
+        out
+    });
+    File::open(folder.join(format!("{name}.elf"))).unwrap()
+}
+
+/// A guest that runs until its power button is pressed; it says `button up` and `button pressed`.
+pub fn button() -> File {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let name = format!("button-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let status = Command::new("gcc")
+        .args(["-nostdlib", "-static", "-no-pie", "-Wl,-n,--build-id=none,-z,noexecstack"])
+        .args(["-T", concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/guest/hello.ld"), "-o"])
+        .arg(&out)
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/guests/button.S"))
+        .status()
+        .expect("gcc builds the guests");
+    assert!(status.success());
+    let file = File::open(&out).unwrap();
+    std::fs::remove_file(&out).unwrap();
+    file
+}
+
+pub fn hello() -> File {
+    guest("hello")
+}
+
+/// A file with this content, and without a name.
+pub fn file(bytes: &[u8]) -> File {
+    let file = File::from(memfd_create("file", MemfdFlags::CLOEXEC).unwrap());
+    file.write_all_at(bytes, 0).unwrap();
+    file
+}

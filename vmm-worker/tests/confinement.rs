@@ -1,0 +1,159 @@
+//! What the threads of a running worker may do, seen from outside and tried from inside.
+
+mod common;
+
+use common::{Vm, Worker, button};
+use policies::Filter;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
+use vmm_worker::{confine, leave};
+
+/// A thread of KVM's own, which newer kernels put into the process: it runs no code of the worker's.
+const KVM_THREAD: &str = "kvm-nx-lpage-re";
+
+#[test]
+fn every_thread_runs_under_its_filter_and_is_named() {
+    let worker = Worker::start();
+    let vm = Vm::with(button(), 2, 64);
+    vm.start_on(&worker.connect()).unwrap();
+    vm.wait_for("button up");
+    let threads: Vec<_> = worker.threads("Seccomp").into_iter().filter(|(name, _)| name != KVM_THREAD).collect();
+    let names: Vec<&str> = threads.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["reactor", "vcpu0", "vcpu1", "vmsup-worker"]);
+    assert!(threads.iter().all(|(_, mode)| mode == "2"), "{threads:?}");
+    // One filter of the process's start and one of each thread's own.
+    let filters: Vec<_> = worker.threads("Seccomp_filters").into_iter().filter(|(n, _)| n != KVM_THREAD).collect();
+    let before = std::fs::read_to_string("/proc/self/status").unwrap();
+    let inherited: u32 = before
+        .lines()
+        .find_map(|line| line.strip_prefix("Seccomp_filters:"))
+        .map_or(0, |count| count.trim().parse().unwrap());
+    assert!(filters.iter().all(|(_, count)| count.parse() == Ok(inherited + 2)), "{filters:?}");
+    assert!(worker.threads("NoNewPrivs").iter().all(|(_, flag)| flag == "1"));
+}
+
+#[test]
+fn an_empty_worker_is_confined_before_it_listens() {
+    let worker = Worker::start();
+    assert_eq!(worker.threads("Seccomp"), [("vmsup-worker".to_owned(), "2".to_owned())]);
+}
+
+#[test]
+fn a_running_worker_holds_no_fd_that_it_does_not_need() {
+    let worker = Worker::start();
+    let peer = worker.connect();
+    let vm = Vm::with(button(), 2, 64);
+    vm.start_on(&peer).unwrap();
+    vm.wait_for("button up");
+    let mut fds: Vec<String> = std::fs::read_dir(format!("/proc/{}/fd", worker.pid()))
+        .unwrap()
+        .map(|fd| std::fs::read_link(fd.unwrap().path()).unwrap().to_string_lossy().into_owned())
+        // Numbers of sockets and pipes are not of interest.
+        .map(|to| to.split(":[").next().unwrap().to_owned())
+        .collect();
+    fds.sort();
+    for (what, count) in [("/dev/kvm", 0), ("/dev/null", 2), ("anon_inode:kvm-vm", 1), ("socket", 2), ("pipe", 2)] {
+        assert_eq!(fds.iter().filter(|to| *to == what).count(), count, "{what} in {fds:?}");
+    }
+    let known = ["/dev/null", "anon_inode", "socket", "pipe", "/memfd:vm (deleted)"];
+    assert!(fds.iter().all(|to| known.iter().any(|known| to.starts_with(known))), "{fds:?}");
+}
+
+/// Runs `body` in a child and gives the signal that killed it.
+fn killed_by(body: impl FnOnce()) -> Option<i32> {
+    // SAFETY: the child makes system calls and leaves by _exit; it takes no lock that another thread could hold.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0);
+    if pid == 0 {
+        body();
+        // SAFETY: ends the child at once.
+        unsafe { libc::_exit(0) }
+    }
+    let mut status = 0;
+    // SAFETY: the child is ours, and `status` outlives the call.
+    assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
+    libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status))
+}
+
+/// KVM_CREATE_VM.
+const CREATE_VM: libc::c_long = 0xae01;
+const EXEC: libc::c_long = (libc::PROT_READ | libc::PROT_EXEC) as libc::c_long;
+const ANON: libc::c_long = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as libc::c_long;
+
+/// Ways out: a system call and its first four arguments.
+const FORBIDDEN: [(&str, libc::c_long, [libc::c_long; 4]); 17] = [
+    ("openat", libc::SYS_openat, [0; 4]),
+    ("socket", libc::SYS_socket, [1, 1, 0, 0]),
+    ("connect", libc::SYS_connect, [0; 4]),
+    ("execve", libc::SYS_execve, [0; 4]),
+    ("fork", libc::SYS_fork, [0; 4]),
+    ("clone", libc::SYS_clone, [0; 4]),
+    ("clone3", libc::SYS_clone3, [0; 4]),
+    ("ptrace", libc::SYS_ptrace, [0; 4]),
+    ("kill", libc::SYS_kill, [0; 4]),
+    ("mount", libc::SYS_mount, [0; 4]),
+    ("unshare", libc::SYS_unshare, [0; 4]),
+    ("bpf", libc::SYS_bpf, [0; 4]),
+    ("userfaultfd", libc::SYS_userfaultfd, [0; 4]),
+    ("io_uring_setup", libc::SYS_io_uring_setup, [0; 4]),
+    ("seccomp", libc::SYS_seccomp, [1, 0, 0, 0]),
+    ("ioctl KVM_CREATE_VM", libc::SYS_ioctl, [-1, CREATE_VM, 0, 0]),
+    ("mmap PROT_EXEC", libc::SYS_mmap, [0, 4096, EXEC, ANON]),
+];
+
+fn filters() -> [&'static Filter; 4] {
+    [&policies::WORKER_VCPU, &policies::WORKER_CONTROL, &policies::WORKER_REACTOR, &policies::WORKER_IO]
+}
+
+#[test]
+fn every_way_out_kills_every_thread() {
+    for filter in filters() {
+        for (name, number, [a, b, c, d]) in FORBIDDEN {
+            let signal = killed_by(|| {
+                confine::narrow(filter);
+                // SAFETY: all pointers are null or absent, and the call is expected to kill.
+                unsafe { libc::syscall(number, a, b, c, d, -1, 0) };
+            });
+            assert_eq!(signal, Some(libc::SIGSYS), "{}: {name}", filter.name);
+        }
+    }
+}
+
+#[test]
+fn a_thread_that_keeps_to_its_filter_lives() {
+    for filter in filters() {
+        let signal = killed_by(|| {
+            confine::narrow(filter);
+            // SAFETY: writes no byte.
+            unsafe { libc::syscall(libc::SYS_write, 1, 0, 0) };
+        });
+        assert_eq!(signal, None, "{}", filter.name);
+    }
+}
+
+/// Not a test by itself: the process that the next test starts.
+#[test]
+fn panicking_child() {
+    let Ok(wanted) = std::env::var("PANIC_UNDER") else { return };
+    leave::install_panic_hook();
+    let filter = filters().into_iter().find(|filter| filter.name == wanted).unwrap();
+    confine::narrow(filter);
+    panic!("on purpose,\nwith {}", 2 + 2);
+}
+
+#[test]
+fn a_panic_is_one_line_and_sigill_under_every_filter() {
+    for filter in filters() {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "panicking_child", "--nocapture"])
+            .env("PANIC_UNDER", filter.name)
+            .env("RUST_BACKTRACE", "full")
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.signal(), Some(libc::SIGILL), "{}: {:?}", filter.name, output.status);
+        let words = String::from_utf8(output.stderr).unwrap();
+        assert!(words.starts_with("panic at "), "{}: {words:?}", filter.name);
+        assert!(words.ends_with(": on purpose, with 4\n") && words.lines().count() == 1, "{words:?}");
+    }
+}

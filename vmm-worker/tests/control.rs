@@ -1,0 +1,161 @@
+//! The control socket: who may say what, and what becomes of a peer that says something else.
+
+mod common;
+
+use common::{Ended, Peer, Vm, Worker, button, hello};
+use rustix::net::SendFlags;
+use std::process::{Command, Stdio};
+use worker_api::{NAME, Reply, Request, VERSION, exit};
+
+fn ask(peer: &Peer, request: &Request) -> Reply {
+    peer.send(request, &[]).unwrap();
+    peer.receive().expect("a reply").0
+}
+
+fn is_closed(peer: &Peer) -> bool {
+    matches!(peer.receive(), Err(ipc::Error::Closed | ipc::Error::Io(_)))
+}
+
+/// A VM that runs until it is told to end.
+fn running() -> (Worker, Vm, Peer) {
+    let worker = Worker::start();
+    let vm = Vm::new(button());
+    let peer = worker.connect();
+    vm.start_on(&peer).unwrap();
+    vm.wait_for("button up");
+    (worker, vm, peer)
+}
+
+#[test]
+fn the_power_button_reaches_the_guest() {
+    let (worker, vm, peer) = running();
+    assert_eq!(ask(&peer, &Request::PowerButton), Reply::Done);
+    assert_eq!(worker.end(), Ended::with_status(exit::SHUTDOWN));
+    assert!(vm.console().contains("button pressed"), "{}", vm.console());
+}
+
+#[test]
+fn a_supervisor_that_comes_back_is_served() {
+    let (worker, _vm, peer) = running();
+    drop(peer);
+    for _ in 0..3 {
+        assert_eq!(ask(&worker.connect(), &Request::Ping), Reply::Done);
+    }
+    assert_eq!(ask(&worker.connect(), &Request::PowerButton), Reply::Done);
+    assert_eq!(worker.end(), Ended::with_status(exit::SHUTDOWN));
+}
+
+#[test]
+fn an_empty_worker_survives_a_peer_that_hangs_up() {
+    let worker = Worker::start();
+    drop(worker.connect_raw());
+    drop(worker.connect());
+    assert_eq!(ask(&worker.connect(), &Request::Ping), Reply::Done);
+    Vm::new(hello()).start_on(&worker.connect()).unwrap();
+    assert_eq!(worker.end(), Ended::with_status(exit::RESET));
+}
+
+#[test]
+fn a_worker_is_one_vm_once() {
+    let (worker, _vm, peer) = running();
+    let other = Vm::new(hello());
+    let fds: Vec<_> = other.fds.iter().map(std::os::fd::AsFd::as_fd).collect();
+    peer.send(&Request::Start(other.spec.clone()), &fds).unwrap();
+    assert!(is_closed(&peer));
+    assert_eq!(ask(&worker.connect(), &Request::Ping), Reply::Done);
+}
+
+#[test]
+fn a_malformed_request_costs_its_sender_the_connection() {
+    let (worker, _vm, peer) = running();
+    drop(peer);
+    for bytes in [&[200u8, 1, 2][..], &[0; 8193], &[0xff; 64]] {
+        let peer = worker.connect();
+        rustix::net::send(&peer, bytes, SendFlags::NOSIGNAL).unwrap();
+        assert!(is_closed(&peer));
+    }
+    assert_eq!(ask(&worker.connect(), &Request::Ping), Reply::Done);
+}
+
+#[test]
+fn a_power_button_without_a_guest_is_refused() {
+    let worker = Worker::start();
+    let peer = worker.connect();
+    peer.send(&Request::PowerButton, &[]).unwrap();
+    assert!(is_closed(&peer));
+    assert_eq!(ask(&worker.connect(), &Request::Ping), Reply::Done);
+}
+
+#[test]
+fn a_peer_of_another_release_is_refused() {
+    let worker = Worker::start();
+    let peer = Peer::new(worker.connect_raw());
+    let error = peer.handshake(NAME, VERSION + 1, 0).unwrap_err();
+    assert!(matches!(error, ipc::Error::Version { .. }), "{error}");
+    assert!(is_closed(&peer));
+    assert_eq!(ask(&worker.connect(), &Request::Ping), Reply::Done);
+}
+
+#[test]
+fn a_peer_that_never_reads_its_replies_is_dropped() {
+    let (worker, _vm, peer) = running();
+    rustix::io::ioctl_fionbio(&peer, true).unwrap();
+    let mut refused = 0;
+    loop {
+        match peer.send(&Request::Ping, &[]) {
+            Ok(()) => refused = 0,
+            Err(error) if error.would_block() => {
+                refused += 1;
+                assert!(refused < 1_000_000, "the worker neither reads nor hangs up");
+                std::thread::yield_now();
+            }
+            Err(_) => break,
+        }
+    }
+    assert_eq!(ask(&worker.connect(), &Request::Ping), Reply::Done);
+}
+
+#[test]
+fn an_empty_worker_whose_jailer_is_gone_leaves() {
+    let mut worker = Worker::start();
+    let (other, _keep) = std::io::pipe().unwrap();
+    // Closes the reader of the report pipe.
+    worker.report = std::io::BufReader::new(std::fs::File::from(std::os::fd::OwnedFd::from(other)));
+    let status = worker.child.wait().unwrap();
+    assert_eq!(status.code(), Some(exit::ORPHANED));
+}
+
+#[test]
+fn a_vm_outlives_its_jailer() {
+    let (mut worker, vm, peer) = running();
+    let (other, keep) = std::io::pipe().unwrap();
+    worker.report = std::io::BufReader::new(std::fs::File::from(std::os::fd::OwnedFd::from(other)));
+    drop(keep);
+    assert_eq!(ask(&peer, &Request::Ping), Reply::Done);
+    assert_eq!(ask(&peer, &Request::PowerButton), Reply::Done);
+    assert_eq!(worker.end(), Ended::with_status(exit::SHUTDOWN));
+    assert!(vm.console().contains("button pressed"));
+}
+
+#[test]
+fn a_worker_that_was_stopped_goes_on() {
+    let (worker, _vm, peer) = running();
+    let pid = worker.pid() as i32;
+    for _ in 0..5 {
+        for signal in [libc::SIGSTOP, libc::SIGCONT] {
+            // SAFETY: a signal to a child that was not reaped; no pointer.
+            assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+        }
+        assert_eq!(ask(&peer, &Request::Ping), Reply::Done);
+    }
+    assert_eq!(ask(&peer, &Request::PowerButton), Reply::Done);
+    assert_eq!(worker.end(), Ended::with_status(exit::SHUTDOWN));
+}
+
+#[test]
+fn a_worker_that_is_started_by_hand_says_what_it_is() {
+    let output = Command::new(env!("CARGO_BIN_EXE_vmsup-worker")).stdin(Stdio::null()).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let words = String::from_utf8(output.stderr).unwrap();
+    assert!(words.contains("vmsup-jailer") && words.lines().count() == 1, "{words}");
+}
