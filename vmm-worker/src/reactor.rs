@@ -209,7 +209,10 @@ mod tests {
         }
     }
 
-    fn bench(subscribers: &[(&'static str, bool)]) -> (Reactor, Vec<Arc<EventFd>>, Receiver<(&'static str, u32)>) {
+    /// A reactor, the fds that wake its subscribers, and what they tell.
+    type Bench = (Reactor, Vec<Arc<EventFd>>, Receiver<(&'static str, u32)>);
+
+    fn bench(subscribers: &[(&'static str, bool)]) -> Bench {
         let mut reactor = Reactor::new().unwrap();
         let (told, heard) = channel();
         let mut fds = Vec::new();

@@ -63,10 +63,10 @@ struct Shared {
 }
 
 struct Queues {
-    waiting: VecDeque<Box<Request>>,
+    waiting: VecDeque<Request>,
     /// How many requests threads are busy with.
     busy: usize,
-    finished: VecDeque<Box<Request>>,
+    finished: VecDeque<Request>,
 }
 
 impl Shared {
@@ -135,18 +135,18 @@ impl Engine {
     }
 
     /// Gives a request to the threads.
-    pub fn submit(&self, request: Box<Request>) {
+    pub fn submit(&self, request: Request) {
         self.shared.lock().waiting.push_back(request);
         self.shared.work.notify_one();
     }
 
     /// A request that is finished.
-    pub fn take_finished(&self) -> Option<Box<Request>> {
+    pub fn take_finished(&self) -> Option<Request> {
         self.shared.lock().finished.pop_front()
     }
 
     /// Takes back all requests that no thread is busy with, whatever became of them. True when none is left.
-    pub fn abandon(&self, spare: &mut Vec<Box<Request>>) -> bool {
+    pub fn abandon(&self, spare: &mut Vec<Request>) -> bool {
         let mut queues = self.shared.lock();
         spare.extend(queues.waiting.drain(..));
         spare.extend(queues.finished.drain(..));

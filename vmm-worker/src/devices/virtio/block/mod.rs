@@ -39,7 +39,7 @@ pub struct Block {
     engine: Engine,
     /// Requests that are not in use. All that there ever are were made at the beginning; only the reactor fills them,
     /// and their lists of segments grow there.
-    spare: Vec<Box<Request>>,
+    spare: Vec<Request>,
     /// The driver knows flushes; else each write is made durable before it is answered.
     flushes: bool,
 }
@@ -58,7 +58,7 @@ impl Block {
     fn with_engine(readonly: bool, sectors: u64, serial: &str, engine: Engine) -> Self {
         let mut bytes = [0; SERIAL_MAX];
         bytes.iter_mut().zip(serial.bytes()).for_each(|(to, from)| *to = from);
-        let spare = (0..QUEUE_SIZE).map(|_| Box::default()).collect();
+        let spare = (0..QUEUE_SIZE).map(|_| Request::default()).collect();
         Self { readonly, sectors, serial: bytes, engine, spare, flushes: false }
     }
 

@@ -149,7 +149,7 @@ fn an_impossible_queue_is_refused_without_an_interrupt() {
         (16, RAM - 16, AVAILABLE, USED),
         (16, DESCRIPTORS, RAM - 2, USED),
         (16, DESCRIPTORS, AVAILABLE, RAM - 4),
-        (16, u64::MAX & !0xf, AVAILABLE, USED),
+        (16, !0xf, AVAILABLE, USED),
         (16, DESCRIPTORS, 0, USED),
         (16, DESCRIPTORS, AVAILABLE, 1 << 40),
     ] {
