@@ -42,11 +42,20 @@ wait_for() {
 # A field of a JSON object; enough for names, numbers and states. json FIELD <FILE
 json() { tr -d '\n' | sed -n "s/.*\"$1\": *\"\{0,1\}\([^\",}]*\).*/\1/p"; }
 
-# The user's supervisor, with its jailer alone in a delegated cgroup: what systemd-run --user --scope does elsewhere.
-serve_with_cgroup() {
-	as_vm "mkdir -p $vm_cgroup/jail && vmsup serve --jailer $lib/jailer-in-cgroup --worker $bin/vmsup-worker --background" ||
-		fail "no supervisor"
+# serve [OPTION…]: the user's supervisor, in the background once it is ready.
+serve() {
+	rm -f /tmp/serve
+	(as_vm "vmsup serve --background $*" >/tmp/serve 2>&1 &)
+	wait_for 30 grep -q ready /tmp/serve || fail "no supervisor: $(cat /tmp/serve)"
 }
+# With its jailer alone in a delegated cgroup: what systemd-run --user --scope does elsewhere.
+serve_with_cgroup() {
+	as_vm "mkdir -p $vm_cgroup/jail"
+	serve --jailer $lib/jailer-in-cgroup --worker $bin/vmsup-worker
+	wait_for 10 pool_full || fail "the warm pool does not fill: $(footprint)"
+}
+# Two, without an option.
+pool_full() { [ "$(pids_of vmsup-worker | wc -w)" = 2 ]; }
 
 pids_of() { pidof "$1" || true; }
 

@@ -45,7 +45,7 @@ kill $(pids_of vmsup)
 gone() { [ -z "$(pids_of vmsup)$(pids_of vmsup-jailer)" ]; }
 wait_for 20 gone || fail "supervisor or jailer did not leave: $(ps)"
 in_session=no
-as_vm "vmsup serve --background" || fail "no supervisor"
+serve
 status=0
 as_vm "vmsup start ~/quiet.json" >/tmp/refused 2>&1 || status=$?
 cat /tmp/refused
