@@ -140,8 +140,9 @@ pub fn rm(client: &Client, vm: &str, force: bool) -> Result<(), Failure> {
 pub fn logs(client: &Client, vm: &str, follow: bool, raw: bool) -> Result<(), Failure> {
     let harmless = !raw && std::io::stdout().is_terminal();
     if follow {
-        let (stream, early) = client.connect()?.console(vm, true, false)?;
+        let api = client.connect()?;
         let signals = signals()?;
+        let (stream, early) = api.console(vm, true, false)?;
         let options = Options { sanitizer: harmless.then(Sanitizer::default), ..Options::default() };
         let ended = session::run(&stream, early, options, &signals, &mut |_| Ok(Flow::End))?;
         return left(ended);
@@ -168,8 +169,9 @@ pub struct Attach {
 /// `vmsup console VM`.
 pub fn console(client: &Client, vm: &str, how: Attach) -> Result<(), Failure> {
     let input = how.input && terminal::has_input();
-    let (stream, early) = client.connect()?.console(vm, how.history, input)?;
+    let api = client.connect()?;
     let signals = signals()?;
+    let (stream, early) = api.console(vm, how.history, input)?;
     let keys = Keys::new(false);
     if input && terminal::could_be_raw() {
         notice(&format!("console of {vm}: {}", keys.help()));
