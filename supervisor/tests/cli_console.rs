@@ -353,8 +353,8 @@ fn on_a_terminal_a_run_is_stopped_and_killed_by_keys() {
     let guest = Guest::new();
     let mut terminal = Terminal::start(&guest, &["run", "vm.json"]);
     let mut console = guest.console();
-    console.write_all(b"up").unwrap();
-    terminal.until("up");
+    console.write_all(b"booted").unwrap();
+    terminal.until("booted");
     terminal.ours.write_all(b"\x03").unwrap();
     read_exactly(&mut console, b"\x03");
     terminal.ours.write_all(b"\x01x").unwrap();
@@ -373,8 +373,8 @@ fn a_terminal_is_as_it_was_after_a_signal_and_after_the_vms_end() {
     let guest = Guest::new();
     let mut terminal = Terminal::start(&guest, &["console", "hello"]);
     let mut console = guest.console();
-    console.write_all(b"up").unwrap();
-    terminal.until("up");
+    console.write_all(b"booted").unwrap();
+    terminal.until("booted");
     assert!(terminal.is_raw());
     signal(&terminal.child, Signal::SIGTERM);
     assert_eq!(terminal.child.wait().unwrap().code(), Some(143));
