@@ -21,14 +21,16 @@ use std::io::Result;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::Interest;
 use tokio::sync::watch;
 use worker_api::console::{CAPACITY, DATA, RING_BYTES, SEEN, WRITTEN, available};
 
-/// The least time between two wake-ups of the pump. The first byte after silence is told at once; a guest that writes
-/// without pause (or a worker that writes its eventfd in a loop) costs at most 500 wake-ups a second.
+/// The least time between two rounds of the pump in the long run: a guest that writes without pause (or a worker that
+/// writes its eventfd in a loop) costs at most 500 rounds a second.
 const PACE: Duration = Duration::from_millis(2);
+/// Rounds that may follow each other at once after silence: a line or a prompt is not held up.
+const BURST: u32 = 16;
 
 /// The ends that the supervisor keeps.
 #[derive(Debug)]
@@ -145,6 +147,7 @@ impl Console {
     }
 
     async fn follow(&self) -> Result<()> {
+        let mut pace = Pace { credit: BURST, since: Instant::now() };
         loop {
             // Drained first: whatever the worker signals from here on is seen by the wait below.
             let _ = rustix::io::read(&self.notify, &mut [0; 8]);
@@ -163,7 +166,7 @@ impl Console {
                 return Ok(());
             }
             self.publish(self.written());
-            tokio::time::sleep(PACE).await;
+            pace.wait().await;
         }
     }
 
@@ -176,6 +179,30 @@ impl Console {
         let mut pumping = self.pumping.lock().unwrap_or_else(PoisonError::into_inner);
         *pumping = self.news.receiver_count() > 0;
         !*pumping
+    }
+}
+
+/// A bucket of [`BURST`] rounds that fills by one each [`PACE`].
+struct Pace {
+    credit: u32,
+    since: Instant,
+}
+
+impl Pace {
+    async fn wait(&mut self) {
+        let earned = u32::try_from(self.since.elapsed().as_micros() / PACE.as_micros()).unwrap_or(BURST);
+        if earned > 0 {
+            self.credit = self.credit.saturating_add(earned).min(BURST);
+            self.since = Instant::now();
+        }
+        match self.credit.checked_sub(1) {
+            // Lets the readers take what was published.
+            Some(left) => {
+                self.credit = left;
+                tokio::task::yield_now().await;
+            }
+            None => tokio::time::sleep(PACE).await,
+        }
     }
 }
 

@@ -218,18 +218,16 @@ mod tests {
     #[test]
     fn a_kill_ends_every_state_with_no_help_of_guest_or_worker() {
         for state in states() {
-            let (mut state, mut effects) = next(state, Event::KillAsked);
-            if state == State::Cancelled {
+            let mut after = next(state, Event::KillAsked).0;
+            if after == State::Cancelled {
                 // The jailer answers, or its deadline passes.
-                assert!(ended(next(state, Event::MakeFailed).0));
-                (state, effects) = next(state, Event::Made);
+                assert!(ended(next(after, Event::MakeFailed).0));
+                after = next(after, Event::Made).0;
             }
-            let had_worker = has_worker(state);
-            assert_eq!(matches!(state, State::Ending(_)), had_worker, "{state:?}");
-            let _ = effects;
+            assert!(ended(after) || matches!(after, State::Ending(_)), "{state:?} {after:?}");
             let reaped = Event::WorkerEnded { kind: EndKind::WorkerCrashed, sigkill: true };
-            assert!(ended(next(state, reaped).0), "{state:?}");
-            assert!(ended(next(state, Event::WorkerLost).0), "{state:?}");
+            assert!(ended(next(after, reaped).0), "{state:?}");
+            assert!(ended(next(after, Event::WorkerLost).0), "{state:?}");
         }
     }
 

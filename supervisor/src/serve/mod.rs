@@ -14,6 +14,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+mod actor;
 mod background;
 mod confine;
 pub(crate) mod console;

@@ -224,6 +224,7 @@ fn worker_spec(spec: &VmSpec, initrd: bool) -> Result<StartSpec, ApiError> {
         cmdline: spec.boot.cmdline.clone().unwrap_or_default(),
         disks: spec.disks.iter().enumerate().map(disk).collect(),
     };
+    // vmjson::check has looked at all of it: what is left is a defect, but not one to send to a worker.
     start.check().map_err(|message| ApiError { code: ErrorCode::Invalid, message, field: None })?;
     Ok(start)
 }
@@ -293,7 +294,10 @@ fn refused(error: ControlError, disks: usize) -> ApiError {
         Part::Kvm | Part::Thread | Part::Console => ErrorCode::Internal,
         _ => ErrorCode::Invalid,
     };
-    ApiError { code, message: error.to_string(), field }
+    let said = error.to_string();
+    // Some details begin with the field that goes out beside them.
+    let message = field.as_deref().and_then(|field| said.strip_prefix(field)).unwrap_or(&said);
+    ApiError { code, message: message.trim_start_matches([':', ' ']).into(), field }
 }
 
 fn unavailable(message: impl Into<String>) -> ApiError {

@@ -1,6 +1,7 @@
 //! VMs from start to end, with a fake jailer and fake workers: what goes wrong stays that VM's, and nothing is left.
 
 use super::*;
+use crate::api::types::EndKind;
 use crate::api::types::ErrorCode;
 use crate::serve::testing::{Act, Bench, TempDir, spec};
 use crate::spec::Disk;
