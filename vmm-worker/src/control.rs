@@ -12,7 +12,6 @@ use ipc::Channel;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType, accept_with, getsockname, listen, sockopt};
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Instant;
 use worker_api::{NAME, Reply, Request, StartFailure, StartSpec, VERSION};
 
 /// The number that the control socket is born with (`policies/process.json`).
@@ -158,11 +157,11 @@ impl Connection {
 
     /// Lets the guest begin, and only then tells of it.
     fn begin(&mut self, machine: Machine) -> PowerButton {
-        let Machine { threads, power_button, mut timings, threads_since, vm } = machine;
+        let Machine { crew, power_button, mut timings, mut clock, vm } = machine;
         // KVM forgets a VM's irqfds when its fd is closed; this process never closes it.
         Box::leak(Box::new(vm));
-        threads.go();
-        timings.threads = start::micros(Instant::now() - threads_since);
+        crew.go();
+        timings.threads += clock.lap();
         self.reply(&Reply::Started(timings));
         leave::answered();
         power_button

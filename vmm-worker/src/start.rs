@@ -1,15 +1,14 @@
 //! From an empty worker to a VM: what the spec says and the fds that came with it, turned into threads that wait for the
 //! word to go.
 //!
-//! Runs on the main thread, under the start-up filter. The spec and the fds come from the supervisor, which may be
+//! Runs on the main thread, beside the vCPUs' threads that make their vCPUs (`threads.rs`), under the start-up filter. The spec and the fds come from the supervisor, which may be
 //! wrong; the contents of the files come from whoever owns the VM. All of it is checked before it is used.
 
 use crate::boot::{self, Sources};
-use crate::devices::{self, DeviceFds, EndHandler, PowerButton};
+use crate::devices::{self, DeviceFds, Devices, EndHandler, PowerButton};
 use crate::leave;
 use crate::memory::{self, GuestMemory};
-use crate::threads::{self, Ready, Work};
-use crate::vcpu::Vcpu;
+use crate::threads::{Crew, Work};
 use crate::vm;
 use kvm_ioctls::VmFd;
 use rustix::fs::{FileType, SealFlags, fcntl_get_seals, fstat};
@@ -20,16 +19,16 @@ use worker_api::{FdRole, Part, StartFailure, StartSpec, Timings, console};
 
 /// A VM that can begin.
 pub struct Machine {
-    /// Its threads.
-    pub threads: Ready,
+    /// Its threads, prepared.
+    pub crew: Crew,
     /// For the control thread.
     pub power_button: PowerButton,
     /// Where the time went so far.
     pub timings: Timings,
-    /// When the threads began to be made.
-    pub threads_since: Instant,
+    /// Measures the rest.
+    pub clock: Clock,
     /// The VM itself: KVM forgets its irqfds when this is closed.
-    pub vm: VmFd,
+    pub vm: Arc<VmFd>,
 }
 
 /// The fds of a start, by role.
@@ -52,41 +51,38 @@ pub fn prepare(spec: &StartSpec, fds: Vec<OwnedFd>) -> Result<Machine, StartFail
     let mut timings = Timings::default();
     let ram_bytes = u64::from(spec.memory_mib) << 20;
 
-    let kvm = vm::kvm(fds.kvm)?;
+    let kvm = Arc::new(vm::kvm(fds.kvm)?);
     let memory = map_ram(fds.ram, ram_bytes)?;
-    let vm = vm::create(&kvm, memory)?;
-    timings.memory = clock.lap();
-
-    let vcpus = vm::create_vcpus(&kvm, &vm, spec.cpus)?;
-    timings.vcpus = clock.lap();
+    timings.memory += clock.lap();
 
     let end: EndHandler = Arc::new(|end| leave::after_answer(&end));
     let devices = devices::build(spec, fds.devices, memory, end.clone())?;
-    vm::wire(&vm, &devices)?;
-    timings.devices = clock.lap();
+    timings.devices += clock.lap();
 
-    let sources = Sources {
-        kernel: fds.kernel,
-        initrd: fds.initrd,
-        cmdline: &spec.cmdline,
-        cpus: spec.cpus,
-        virtio: &devices.virtio,
-    };
-    let entry = boot::load(memory, ram_bytes, sources)?;
-    if let Some(first) = vcpus.first() {
-        vm::enter(first, entry)?;
-    }
-    timings.boot = clock.lap();
-
-    let (pio, mmio) = (Arc::new(devices.pio), Arc::new(devices.mmio));
-    let vcpus =
-        (0..).zip(vcpus).map(|(index, fd)| Vcpu::new(fd, index, pio.clone(), mmio.clone(), end.clone())).collect();
-    let work = Work { vcpus, reactor: devices.reactor, io: devices.io_threads, end };
-    let threads = threads::make(work).map_err(|e| StartFailure {
+    let Devices { pio, mmio, reactor, irqs, ioevents, virtio, io_threads, power_button } = devices;
+    let (pio, mmio) = (Arc::new(pio), Arc::new(mmio));
+    let work = Work { cpus: spec.cpus, kvm: kvm.clone(), reactor, io: io_threads, pio, mmio, end };
+    let crew = Crew::make(work).map_err(|e| StartFailure {
         part: Part::Thread,
         detail: format!("a thread cannot be made: {e}; the limit on threads or on memory is too low"),
     })?;
-    Ok(Machine { threads, power_button: devices.power_button, timings, threads_since: clock.since, vm })
+    timings.threads += clock.lap();
+
+    let vm = Arc::new(vm::create(&kvm, memory)?);
+    timings.memory += clock.lap();
+    vm::create_interrupt_controllers(&vm)?;
+    crew.give_vm(vm.clone());
+    timings.vcpus += clock.lap();
+    vm::wire(&vm, &irqs, &ioevents)?;
+    timings.devices += clock.lap();
+
+    let sources =
+        Sources { kernel: fds.kernel, initrd: fds.initrd, cmdline: &spec.cmdline, cpus: spec.cpus, virtio: &virtio };
+    let entry = boot::load(memory, ram_bytes, sources)?;
+    timings.boot += clock.lap();
+    crew.prepare(entry)?;
+    timings.vcpus += clock.lap();
+    Ok(Machine { crew, power_button, timings, clock, vm })
 }
 
 /// The fds by their roles. Their number was checked by the channel.
@@ -146,7 +142,7 @@ fn map_ram(fd: OwnedFd, bytes: u64) -> Result<&'static GuestMemory, StartFailure
 }
 
 /// Measures the stages of a start.
-struct Clock {
+pub struct Clock {
     since: Instant,
 }
 
@@ -155,16 +151,11 @@ impl Clock {
         Clock { since: Instant::now() }
     }
 
-    /// µs since the last lap.
-    fn lap(&mut self) -> u32 {
+    /// µs since the last lap, as [`Timings`] counts them.
+    pub fn lap(&mut self) -> u32 {
         let now = Instant::now();
-        let lap = micros(now - self.since);
+        let lap = u32::try_from((now - self.since).as_micros()).unwrap_or(u32::MAX);
         self.since = now;
         lap
     }
-}
-
-/// µs, as [`Timings`] counts them.
-pub fn micros(duration: std::time::Duration) -> u32 {
-    u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
 }

@@ -1,13 +1,15 @@
 //! The VM in KVM: memslots, interrupt controllers, vCPUs, and the wires between KVM and the devices.
 //!
-//! Runs on the main thread, under the start-up filter; afterwards no thread may call any of these ioctls. Memslots come
-//! before the interrupt controllers: the other way round each waits for a grace period of the kernel's.
+//! Runs on the main thread, each vCPU's part on its own thread, under the start-up filter; after narrowing no thread may
+//! call any of these ioctls. Memslots come before the interrupt controllers: the other way round each waits for a grace
+//! period of the kernel's.
 
 use crate::boot::{Entry, registers};
-use crate::devices::Devices;
+use crate::devices::IoEvent;
+use crate::interrupt::Interrupt;
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::{cpuid, sys};
-use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry};
+use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use rustix::fs::{FileType, fstat};
 use std::os::fd::OwnedFd;
@@ -43,10 +45,16 @@ pub enum VmError {
     Memory(#[from] MemoryError),
 }
 
-impl From<VmError> for StartFailure {
-    fn from(error: VmError) -> Self {
+impl From<&VmError> for StartFailure {
+    fn from(error: &VmError) -> Self {
         let part = if matches!(error, VmError::Memory(_)) { Part::Memory } else { Part::Kvm };
         StartFailure { part, detail: error.to_string() }
+    }
+}
+
+impl From<VmError> for StartFailure {
+    fn from(error: VmError) -> Self {
+        StartFailure::from(&error)
     }
 }
 
@@ -78,26 +86,45 @@ pub fn create(kvm: &Kvm, memory: &'static GuestMemory) -> Result<VmFd, VmError> 
     Ok(vm)
 }
 
-/// Makes the interrupt controllers and the vCPUs.
+/// Makes the interrupt controllers.
 ///
 /// # Errors
 /// What KVM says.
-pub fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8) -> Result<Vec<VcpuFd>, VmError> {
-    vm.create_irq_chip().map_err(refused("make the interrupt controllers"))?;
-    let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(refused("tell its CPUID"))?;
-    let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-    (0..count)
-        .map(|index| {
-            let vcpu = vm.create_vcpu(index.into()).map_err(refused("make a vCPU"))?;
-            let cpuid = cpuid::for_vcpu(&supported, index, count, tsc_deadline);
-            vcpu.set_cpuid2(&cpuid).map_err(refused("set a vCPU's CPUID"))?;
-            set_msrs(&vcpu);
-            if index == 0 {
-                cut_off_pic(&vcpu)?;
-            }
-            Ok(vcpu)
-        })
-        .collect()
+pub fn create_interrupt_controllers(vm: &VmFd) -> Result<(), VmError> {
+    vm.create_irq_chip().map_err(refused("make the interrupt controllers"))
+}
+
+/// What KVM can offer to every vCPU. Asking is slow (a third of a millisecond where the host itself is virtual), so it is
+/// asked once, beside the making of the VM.
+pub struct Offer {
+    cpuid: CpuId,
+    tsc_deadline: bool,
+}
+
+impl Offer {
+    /// Asks KVM.
+    ///
+    /// # Errors
+    /// What KVM says.
+    pub fn ask(kvm: &Kvm) -> Result<Self, VmError> {
+        let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(refused("tell its CPUID"))?;
+        Ok(Offer { cpuid, tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer) })
+    }
+}
+
+/// Makes vCPU number `index` of `count`. After the interrupt controllers.
+///
+/// # Errors
+/// What KVM says.
+pub fn create_vcpu(vm: &VmFd, offer: &Offer, index: u8, count: u8) -> Result<VcpuFd, VmError> {
+    let vcpu = vm.create_vcpu(index.into()).map_err(refused("make a vCPU"))?;
+    let cpuid = cpuid::for_vcpu(&offer.cpuid, index, count, offer.tsc_deadline);
+    vcpu.set_cpuid2(&cpuid).map_err(refused("set a vCPU's CPUID"))?;
+    set_msrs(&vcpu);
+    if index == 0 {
+        cut_off_pic(&vcpu)?;
+    }
+    Ok(vcpu)
 }
 
 /// What firmware would set. A KVM that does not know one of these has nothing to set either.
@@ -124,11 +151,11 @@ fn cut_off_pic(first: &VcpuFd) -> Result<(), VmError> {
 ///
 /// # Errors
 /// What KVM says.
-pub fn wire(vm: &VmFd, devices: &Devices) -> Result<(), VmError> {
-    for (gsi, interrupt) in &devices.irqs {
+pub fn wire(vm: &VmFd, irqs: &[(u32, Interrupt)], ioevents: &[IoEvent]) -> Result<(), VmError> {
+    for (gsi, interrupt) in irqs {
         vm.register_irqfd(interrupt.eventfd(), *gsi).map_err(refused("wire an interrupt"))?;
     }
-    for event in &devices.ioevents {
+    for event in ioevents {
         vm.register_ioevent(&event.fd, &IoEventAddress::Mmio(event.address), event.datamatch)
             .map_err(refused("wire a queue notification"))?;
     }

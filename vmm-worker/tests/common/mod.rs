@@ -2,10 +2,11 @@
 //! a VM, and watches how it ends.
 #![allow(dead_code)]
 
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -43,6 +44,22 @@ fn seqpacket() -> OwnedFd {
     socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
 }
 
+/// Runs in the child, before exec: system calls only.
+fn become_worker(socket: i32) -> std::io::Result<()> {
+    // No worker outlives its test.
+    // SAFETY: no pointer.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    // Nor has it an fd of whoever runs the tests.
+    // SAFETY: no pointer; the flag takes effect at exec only.
+    unsafe { libc::close_range(4, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as i32) };
+    // SAFETY: 3 is an fd that the child does not use otherwise: the standard library has put 0 to 2 in place, and
+    // everything else is close-on-exec.
+    let moved = unsafe { libc::dup2(socket, 3) };
+    // SAFETY: no pointer. (dup2 of 3 to itself has left the flag.)
+    let kept = unsafe { libc::fcntl(3, libc::F_SETFD, 0) };
+    if (moved, kept) == (3, 0) { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
 impl Worker {
     /// Starts a worker and waits until it is ready.
     pub fn start() -> Worker {
@@ -64,20 +81,8 @@ impl Worker {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vmsup-worker"));
         command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(words);
         let raw = bound.as_raw_fd();
-        // SAFETY: all calls are async-signal-safe, and 3 is an fd that the child's other fds do not use: the standard
-        // library has put 0 to 2 in place, and everything else is close-on-exec. (dup2 of 3 to itself keeps that flag.)
-        unsafe {
-            command.pre_exec(move || {
-                // No worker outlives its test.
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                // Nor has it an fd of whoever runs the tests.
-                libc::close_range(4, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as i32);
-                match (libc::dup2(raw, 3), libc::fcntl(3, libc::F_SETFD, 0)) {
-                    (3, 0) => Ok(()),
-                    _ => Err(std::io::Error::last_os_error()),
-                }
-            });
-        }
+        // SAFETY: what runs in the child is async-signal-safe, as `become_worker` says.
+        unsafe { command.pre_exec(move || become_worker(raw)) };
         let child = command.spawn().unwrap();
         drop(command);
         Worker { child, report: BufReader::new(File::from(OwnedFd::from(report))), socket }
@@ -162,8 +167,7 @@ impl Vm {
         let spec = StartSpec { cpus, memory_mib, initrd: false, cmdline: format!("cpus={cpus}"), disks: Vec::new() };
         let kvm = File::options().read(true).write(true).open("/dev/kvm").expect("/dev/kvm is needed for these tests");
         let ring = sealed_memfd(console::RING_BYTES);
-        // SAFETY: eventfd takes no pointer, and the new fd is owned by nobody else.
-        let notify = unsafe { File::from_raw_fd(libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)) };
+        let notify = File::from(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).unwrap());
         let (input_reader, input) = std::io::pipe().unwrap();
         let fds = vec![
             kvm.into(),
@@ -220,9 +224,9 @@ impl Vm {
             if self.console().len() != seen.len() {
                 continue;
             }
-            let mut fds = [rustix::event::PollFd::new(&self.notify, rustix::event::PollFlags::IN)];
-            let limit = rustix::event::Timespec { tv_sec: 60, tv_nsec: 0 };
-            let ready = rustix::event::poll(&mut fds, Some(&limit)).unwrap();
+            let mut fds = [PollFd::new(&self.notify, PollFlags::IN)];
+            let limit = Timespec { tv_sec: 60, tv_nsec: 0 };
+            let ready = poll(&mut fds, Some(&limit)).unwrap();
             assert!(ready > 0, "60 s without {text:?}; the console has {:?}", self.console());
             let _ = (&self.notify).read(&mut [0; 8]);
         }
@@ -236,7 +240,7 @@ pub fn guest(name: &str) -> File {
         let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guest");
         // Several test programs may build at once.
         let lock = File::create(out.with_extension("lock")).unwrap();
-        lock.lock().unwrap();
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
         let status = Command::new("make")
             .args(["--silent", "-C", concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/guest")])
             .arg(format!("OUT={}", out.display()))
