@@ -11,8 +11,10 @@ use rustix::fs::{Mode, OFlags};
 use std::io::Read;
 use std::process::Command;
 
-/// The uid and gid of a worker inside of its user namespace. Not 0: exec as another uid keeps no capability by itself.
-pub const INNER_ID: u32 = 1000;
+/// The uid and gid of a worker inside of its user namespace. 0, because the kernel gives what is in `/proc/PID` of a
+/// process that is not dumpable to the namespace's id 0: with another the creator of the namespace could not read it
+/// (`vmsup-jailer inspect`). It means nothing else: securebits take every privilege from it before exec.
+pub const INNER_ID: u32 = 0;
 
 /// A user namespace could not be prepared.
 #[derive(Debug, thiserror::Error)]

@@ -64,7 +64,10 @@ fn every_thread_is_filtered_without_capabilities_and_has_the_declared_name() {
         assert_eq!(seen.iter().filter(|n| n.starts_with("vcpu")).count(), 2, "{seen:?}");
         assert_eq!(seen.iter().filter(|n| *n == "reactor").count(), 1, "{seen:?}");
         for kind in kinds {
-            assert!(["vmsup-worker", "control", "reactor", "vcpu", "io"].contains(&&*kind), "{kind} of {seen:?}");
+            // The last is the kernel's own: some hosts' KVM adds a thread to each process with a VM. It runs no code of
+            // the process, and is under the same filters.
+            let known = ["vmsup-worker", "reactor", "vcpu", "io", "kvm-nx-lpage-re"];
+            assert!(known.contains(&&*kind), "{kind} of {seen:?}");
         }
     }
 }
@@ -156,15 +159,19 @@ fn namespaces_are_the_vms_own() {
 }
 
 #[test]
-fn a_worker_cannot_be_dumped_or_read_by_its_own_uid() {
-    let Some(user) = user::without_subuids() else {
-        return vmsup_tests::skip("a_worker_cannot_be_dumped", "needs root to choose the user");
-    };
-    let vm = running(&user);
-    for file in ["mem", "environ", "maps", "fd"] {
+fn a_worker_cannot_be_read_by_a_process_of_its_own_uid() {
+    if !rustix::process::geteuid().is_root() {
+        return vmsup_tests::skip("a_worker_cannot_be_read_by_a_process_of_its_own_uid", "needs root to take its uid");
+    }
+    let vm = running(&user::with_subuids());
+    let uid = status(&format!("/proc/{}/status", vm.pid))["Uid"].split_whitespace().next().unwrap().to_owned();
+    for file in ["mem", "environ", "maps", "auxv"] {
         let path = format!("/proc/{}/{file}", vm.pid);
-        let output = user.command("cat").arg(&path).output().unwrap();
-        assert!(!output.status.success(), "{path} could be read");
+        let id = [format!("--reuid={uid}"), format!("--regid={uid}")];
+        let output = std::process::Command::new("setpriv").args(id).args(["--clear-groups", "cat", &path]).output();
+        let output = output.unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains("Permission denied") || text.contains("not permitted"), "{path}: {output:?}");
     }
 }
 
