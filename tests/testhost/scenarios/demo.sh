@@ -21,7 +21,9 @@ serve_with_cgroup
 show "uname -r; id"
 show "cat web/vm.json"
 show "vmsup start web/vm.json"
-show "timeout 150 vmsup logs -f web1 | sed '/VMSUP-GUEST-BUTTON/q'"
+wait_for 150 sh -c "su -s /bin/sh vm -c 'XDG_RUNTIME_DIR=/run/user/1000 $bin/vmsup logs web1' | grep -q VMSUP-GUEST-BUTTON" ||
+	fail "the guest does not come up"
+show "vmsup logs web1"
 show "vmsup ls"
 show "vmsup inspect web1"
 show "vmsup stop web1"
