@@ -206,8 +206,9 @@ impl Driver {
         self.put(AVAILABLE + 2, &self.available.to_le_bytes());
     }
 
+    /// As KVM does it: past the registers, whatever state the device is in.
     pub(crate) fn notify(&self) {
-        self.set(VIRTIO_MMIO_QUEUE_NOTIFY, 0);
+        lock(&self.transport).kicks()[0].write(1).unwrap();
     }
 
     pub(crate) fn submit(&mut self, buffers: &[Buffer]) -> u16 {
@@ -224,7 +225,12 @@ impl Driver {
 
     /// Turns until there is nothing to do; how often.
     pub(crate) fn settle(&mut self) -> usize {
-        (0..).find(|_| !self.turn()).unwrap()
+        (0..10_000).find(|_| !self.turn()).expect("the reactor spins")
+    }
+
+    /// One turn, once a thread of the device called.
+    pub(crate) fn wait_turn(&mut self) {
+        self.reactor.wait_turn(&mut self.worker);
     }
 
     /// What the device says is used, in all.
@@ -255,7 +261,7 @@ impl Driver {
             if let Some(used) = self.take() {
                 return used;
             }
-            self.reactor.wait_turn(&mut self.worker);
+            self.wait_turn();
         }
     }
 

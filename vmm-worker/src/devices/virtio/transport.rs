@@ -166,8 +166,6 @@ impl Transport {
     fn write_register(&mut self, register: u32, value: u32) {
         match register {
             reg::VIRTIO_MMIO_STATUS => self.write_status(value),
-            // In reset, only the status counts.
-            _ if self.resetting => {}
             reg::VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.selected.device_features = value,
             reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.selected.driver_features = value,
             reg::VIRTIO_MMIO_DRIVER_FEATURES => self.want(value),
@@ -191,9 +189,6 @@ impl Transport {
     }
 
     fn write_status(&mut self, value: u32) {
-        if self.resetting {
-            return;
-        }
         match self.status.write(value, self.acceptable()) {
             Asked::Nothing => {}
             Asked::Reset => {
@@ -216,7 +211,7 @@ impl Transport {
 
     /// Where KVM has no ioeventfd for a notification, this is one.
     fn kick(&self, queue: usize) {
-        if let Some(kick) = self.kicks.get(queue).filter(|_| self.runs()) {
+        if let Some(kick) = self.kicks.get(queue) {
             // Fails only where the counter is full, and then the reactor is about to come.
             let _ = kick.write(1);
         }

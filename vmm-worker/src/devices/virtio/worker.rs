@@ -145,3 +145,87 @@ impl Subscriber for QueueWorker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::driver::{AVAILABLE, Buffer, Driver};
+    use super::super::queue::Chain;
+    use super::super::{Completion, VirtioDevice};
+    use super::*;
+    use crate::memory::GuestMemory;
+    use vm_memory::{Bytes, GuestAddress};
+
+    /// A device whose driver never tires: while it serves a chain, the next one becomes available, and its threads
+    /// finish something whenever they are asked.
+    struct Endless {
+        completes: bool,
+        event: Arc<EventFd>,
+    }
+
+    impl VirtioDevice for Endless {
+        fn id(&self) -> u32 {
+            0
+        }
+        fn features(&self) -> u64 {
+            0
+        }
+        fn queue_sizes(&self) -> &'static [u16] {
+            &[16]
+        }
+        fn read_config(&self, _: u64, data: &mut [u8]) {
+            data.fill(0);
+        }
+        fn activate(&mut self, _: u64) {}
+        fn handle(&mut self, _: usize, _: &Chain, mem: &GuestMemory) -> Result<Handled, QueueError> {
+            let index: u16 = mem.read_obj(GuestAddress(AVAILABLE + 2)).unwrap();
+            mem.write_obj(index.wrapping_add(1), GuestAddress(AVAILABLE + 2)).unwrap();
+            Ok(if self.completes { Handled::Pending } else { Handled::Done(0) })
+        }
+        fn completion_event(&self) -> Option<Arc<EventFd>> {
+            Some(self.event.clone())
+        }
+        fn next_completion(&mut self, _: &GuestMemory) -> Option<Completion> {
+            self.completes.then_some(Completion { queue: 0, head: 0, written: 0 })
+        }
+        fn reset(&mut self) -> bool {
+            true
+        }
+    }
+
+    fn endless(completes: bool) -> (Driver, Arc<EventFd>) {
+        let event = Arc::new(EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).unwrap());
+        let mut driver = Driver::start(Box::new(Endless { completes, event: event.clone() }));
+        driver.chain(&[Buffer::writable(0x8000, 16)]);
+        (driver, event)
+    }
+
+    #[test]
+    fn a_queue_that_never_empties_gets_its_turn_and_no_more() {
+        let (mut driver, _) = endless(false);
+        driver.offer(0);
+        driver.notify();
+        for turn in 1..=10 {
+            assert!(driver.turn(), "the reactor comes back by itself");
+            assert_eq!(driver.used(), turn * 64, "turn {turn}");
+        }
+    }
+
+    #[test]
+    fn completions_without_end_get_their_turn_and_no_more() {
+        let (mut driver, event) = endless(true);
+        event.write(1).unwrap();
+        for turn in 1..=10 {
+            assert!(driver.turn(), "the reactor comes back by itself");
+            assert_eq!(driver.used(), turn * 64, "turn {turn}");
+        }
+    }
+
+    #[test]
+    fn a_thousand_kicks_are_one_event() {
+        let (mut driver, _) = endless(false);
+        for _ in 0..1000 {
+            driver.notify();
+        }
+        assert_eq!(driver.settle(), 1);
+    }
+}

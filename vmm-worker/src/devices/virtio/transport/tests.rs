@@ -282,3 +282,15 @@ fn a_full_ring_of_kicks_is_served_in_bounded_turns() {
     }
     assert!(driver.settle() <= 2);
 }
+
+#[test]
+fn a_notification_without_ioeventfd_is_one_too() {
+    let mut driver = running();
+    let head = driver.chain(&[Buffer::writable(0x8000, 16)]);
+    driver.offer(head);
+    driver.set(VIRTIO_MMIO_QUEUE_NOTIFY, 1);
+    assert!(!driver.turn(), "there is no such queue");
+    driver.set(VIRTIO_MMIO_QUEUE_NOTIFY, 0);
+    assert!(driver.turn());
+    assert_eq!(driver.used(), 1);
+}
