@@ -13,8 +13,6 @@ use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Connections at the same time, waiting and attached ones included. The next ones wait in the socket's backlog.
-const CONNECTIONS: usize = 1024;
 /// How long a client may take to send a request's head, the wait for the next request included.
 const HEAD_TIME: Duration = Duration::from_secs(10);
 /// The largest head of a request, bytes.
@@ -31,20 +29,22 @@ pub struct Caller {
     _place: Arc<OwnedSemaphorePermit>,
 }
 
-/// The places of all connections.
+/// The places of all connections, waiting and attached ones included. The next ones wait in the socket's backlog.
 #[derive(Debug, Clone)]
-pub struct Connections(Arc<Semaphore>);
-
-impl Default for Connections {
-    fn default() -> Self {
-        Connections(Arc::new(Semaphore::new(CONNECTIONS)))
-    }
+pub struct Connections {
+    places: Arc<Semaphore>,
+    count: usize,
 }
 
 impl Connections {
+    /// `count` places.
+    pub fn new(count: usize) -> Connections {
+        Connections { places: Arc::new(Semaphore::new(count)), count }
+    }
+
     /// Waits until no connection is left.
     pub async fn all_closed(&self) {
-        let _ = self.0.acquire_many(CONNECTIONS as u32).await;
+        let _ = self.places.acquire_many(u32::try_from(self.count).unwrap_or(u32::MAX)).await;
     }
 }
 
@@ -53,7 +53,7 @@ pub async fn accept(listener: UnixListener, context: Arc<Context>, connections: 
     let router = super::router(context.clone());
     let mut exhausted = false;
     loop {
-        let Ok(place) = connections.0.clone().acquire_owned().await else { return };
+        let Ok(place) = connections.places.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
                 exhausted = false;

@@ -34,7 +34,7 @@ impl Server {
         let bench = Bench::new();
         let socket = bench.dir.path().join("api.sock");
         let listener = UnixListener::bind(&socket).unwrap();
-        tokio::spawn(super::listen::accept(listener, bench.context.clone(), Default::default()));
+        tokio::spawn(super::listen::accept(listener, bench.context.clone(), super::listen::Connections::new(64)));
         Server { bench, socket }
     }
 
@@ -88,7 +88,7 @@ async fn a_vm_is_made_listed_shown_awaited_and_removed() {
     let made: VmInfo = answer.json();
     assert_eq!((made.summary.state, made.summary.name.as_str()), (VmState::Running, "web"));
     let listed: Vec<VmSummary> = server.ask("GET", "/v1/vms", b"").await.json();
-    assert_eq!(listed, [made.summary.clone()]);
+    assert_eq!(listed, std::slice::from_ref(&made.summary));
     for key in ["web", &made.summary.id] {
         let info: VmInfo = server.ask("GET", &format!("/v1/vms/{key}"), b"").await.json();
         assert_eq!(info, made);

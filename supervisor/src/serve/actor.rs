@@ -207,7 +207,7 @@ impl Actor {
                 "running"
             );
             if let Some(before) = self.context.registry.confirm(&self.vm) {
-                forget_later(&self.context, before);
+                forget_later(&self.context, &before);
             }
         }
     }
@@ -258,7 +258,7 @@ impl Actor {
         self.context.registry.ended(&self.vm);
         if self.vm.remove_when_ended {
             self.context.registry.retire(&self.vm);
-            forget_later(&self.context, self.vm.clone());
+            forget_later(&self.context, &self.vm);
         }
     }
 
@@ -287,11 +287,14 @@ impl Actor {
 const GRACE: Duration = Duration::from_secs(10);
 
 /// Forgets a retired VM after a grace period, whoever has asked until then.
-fn forget_later(context: &Arc<Context>, vm: Arc<Vm>) {
-    let context = context.clone();
+fn forget_later(context: &Arc<Context>, vm: &Arc<Vm>) {
+    // Weak: the console of a VM that is forgotten sooner goes at once.
+    let (context, vm) = (context.clone(), Arc::downgrade(vm));
     tokio::spawn(async move {
         tokio::time::sleep(GRACE).await;
-        context.registry.forget(&vm);
+        if let Some(vm) = vm.upgrade() {
+            context.registry.forget(&vm);
+        }
     });
 }
 

@@ -3,11 +3,12 @@
 use super::ServeError;
 use rustix::process::{Resource, Rlimit};
 
-/// As many fds as the host lets us have: each VM costs five.
-pub fn raise_nofile() {
+/// As many fds as the host lets us have; says how many that are.
+pub fn raise_nofile() -> u64 {
     let limit = rustix::process::getrlimit(Resource::Nofile);
-    // Where it fails, the old limit holds: fewer VMs, and a sentence when they run out.
+    // Where it fails, the old limit holds: fewer VMs, and a sentence when there are too many.
     let _ = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+    rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 /// No new privileges, no core dumps and no debugger, and the filter: for this thread, the only one there is, and so

@@ -2,27 +2,24 @@
 //! carries out what it says; nothing else decides what comes next.
 //!
 //! ```text
-//!             MakeFailed
-//!   ┌──────────────────────────────────────────────────────────────┐
-//!   │                                                              │
-//!  Making ──Made──▶ Handing ──Started──▶ Running ──StopAsked──▶ Stopping
-//!   │                │  │                 │  │                  │  │ │
-//!   StopAsked        │  StartFailed       │  KillAsked   KillAsked  │ │
-//!   KillAsked        │  StopAsked         │  │          DeadlinePassed│
-//!   │                │  KillAsked         │  │                  │    │
-//!   ▼                │  ▼                 │  ▼                  ▼    │
-//!  Cancelled ─Made──────▶ Ending ◀────────────┘◀────────────────┘    │
-//!   │                │      │             │                          │
-//!   MakeFailed       │   WorkerEnded, WorkerLost                     │
-//!   │                ▼      ▼             ▼                          ▼
-//!   └─────────────▶  E n d e d  ◀──────── WorkerEnded, WorkerLost ───┘
+//!             Made               Started              StopAsked
+//!  Making ────────────▶ Handing ─────────▶ Running ─────────────▶ Stopping
+//!    │                     │                  │                       │
+//!    │ StopAsked           │ StartFailed      │ KillAsked             │ KillAsked
+//!    │ KillAsked           │ StopAsked        │                       │ DeadlinePassed
+//!    ▼             Made    │ KillAsked        ▼                       │
+//!  Cancelled ─────────────▶└─────────────▶ Ending ◀───────────────────┘
+//!    │                                        │
+//!    │ MakeFailed                             │ WorkerEnded, WorkerLost
+//!    │ (of Making, too)                       │ (of Handing, Running and Stopping, too)
+//!    └──────────────────▶ Ended ◀─────────────┘
 //! ```
 //!
 //! Seen from outside ([`State::outside`]): Making and Handing are `starting`; Cancelled, Stopping and Ending are
 //! `stopping`; Ended is `stopped` or `crashed`.
 //!
-//! Every state but Ended has a way to Ended that needs no cooperation of guest or worker: a make has a deadline, a
-//! handing-over has a deadline, and a worker that was killed ends.
+//! Every state but Ended has a way to Ended that needs no cooperation of guest or worker: opening files, making a worker
+//! and handing over have deadlines, and a worker that was killed ends.
 
 use crate::api::types::{EndKind, VmState};
 

@@ -5,6 +5,8 @@
 //! child, started before the filter is in force ([`jail`]); and its workers, which are assumed to be compromised
 //! ([`worker`], [`console`]).
 //!
+//! A supervisor that dies takes its VMs along: its jailer sees it hang up, kills them and leaves.
+//!
 //! [`serve`] is what happens at start, in order. Everything that a filter forbids comes before the filter: making
 //! directories, starting the jailer, opening the log, binding the socket.
 
@@ -16,6 +18,7 @@ use std::sync::Arc;
 
 mod actor;
 mod background;
+mod budget;
 mod confine;
 pub(crate) mod console;
 mod end;
@@ -125,6 +128,8 @@ pub struct Context {
     pub(crate) registry: registry::Registry<vm::Vm>,
     /// How long the steps of a start may take.
     pub(crate) deadlines: start::Deadlines,
+    /// Places for starts under way.
+    pub(crate) starts: Arc<tokio::sync::Semaphore>,
 }
 
 /// Runs a supervisor until it is told to leave, or until the last VM has ended after its jailer has.
@@ -153,6 +158,7 @@ pub fn serve(options: ServeOptions) -> Result<(), ServeError> {
 struct Ready {
     jailer: jailer::Jailer,
     host: Host,
+    budget: budget::Budget,
     listener: UnixListener,
     signals: OwnedFd,
 }
@@ -174,10 +180,10 @@ fn prepare(
         log: starter.map(|s| s.log()).transpose()?,
     })?;
     // After the jailer was started: it and its workers inherit neither the raised limit nor the blocked signals.
-    confine::raise_nofile();
+    let budget = budget::Budget::of(confine::raise_nofile());
     let signals = signals::block()?;
     let listener = rundir.bind(socket)?;
-    Ok(Ready { jailer, host, listener, signals })
+    Ok(Ready { jailer, host, budget, listener, signals })
 }
 
 /// Confines the process and serves.

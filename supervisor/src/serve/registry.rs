@@ -4,13 +4,11 @@
 //! name is taken by a new start; then it is *retired*: no longer listed, but found by its id (and by its name while no
 //! other has it) for a moment, so that who waited for it still gets the answer.
 
+use super::budget::Budget;
 use crate::api::types::{ApiError, ErrorCode, VmState};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
-
-/// How many VMs that have ended are kept; the oldest go.
-pub const ENDED_KEPT: usize = 64;
 
 /// What the registry needs to know of a VM.
 pub trait Entry {
@@ -26,6 +24,7 @@ pub trait Entry {
 #[derive(Debug)]
 pub struct Registry<V> {
     inner: Mutex<Inner<V>>,
+    budget: Budget,
     /// How many have not ended; for who waits for the last.
     living: watch::Sender<usize>,
 }
@@ -50,10 +49,10 @@ struct Place<V> {
 
 impl<V: Entry> Registry<V> {
     /// An empty one. Ids are counted from `first_id`, a random number.
-    pub fn new(first_id: u64) -> Self {
+    pub fn new(first_id: u64, budget: &Budget) -> Self {
         let inner =
             Inner { names: BTreeMap::new(), retired: Vec::new(), ended: Vec::new(), next_id: first_id, closed: None };
-        Registry { inner: Mutex::new(inner), living: watch::Sender::new(0) }
+        Registry { inner: Mutex::new(inner), budget: *budget, living: watch::Sender::new(0) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner<V>> {
@@ -78,6 +77,14 @@ impl<V: Entry> Registry<V> {
                 field: Some("name".into()),
             });
         }
+        if *self.living.borrow() >= self.budget.vms {
+            let Budget { vms, nofile, .. } = self.budget;
+            let message = format!(
+                "no room for another VM: this supervisor may have {nofile} files open, which is enough for {vms} VMs; \
+                 stop some, or raise the limit (ulimit -Hn) and restart vmsup serve"
+            );
+            return Err(ApiError { code: ErrorCode::Unavailable, message, field: None });
+        }
         let id = inner.next_id;
         inner.next_id = id.wrapping_add(1);
         let vm = Arc::new(make(format!("{id:016x}")));
@@ -92,7 +99,7 @@ impl<V: Entry> Registry<V> {
     pub fn confirm(&self, vm: &V) -> Option<Arc<V>> {
         let mut inner = self.lock();
         let before = inner.place(vm)?.before.take()?;
-        inner.retired.push(before.clone());
+        inner.retire(before.clone(), self.budget.kept);
         Some(before)
     }
 
@@ -115,7 +122,7 @@ impl<V: Entry> Registry<V> {
         let mut inner = self.lock();
         if inner.place(vm).is_some() {
             inner.ended.push(vm.name().to_owned());
-            if inner.ended.len() > ENDED_KEPT {
+            if inner.ended.len() > self.budget.kept {
                 let oldest = inner.ended.remove(0);
                 inner.names.remove(&oldest);
             }
@@ -130,7 +137,7 @@ impl<V: Entry> Registry<V> {
             let vm = place.vm.clone();
             inner.names.remove(vm.name());
             inner.ended.retain(|n| n != vm.name());
-            inner.retired.push(vm);
+            inner.retire(vm, self.budget.kept);
         }
     }
 
@@ -168,6 +175,14 @@ impl<V: Entry> Registry<V> {
 }
 
 impl<V: Entry> Inner<V> {
+    /// Keeps a VM for those who wait for it; the oldest of too many goes.
+    fn retire(&mut self, vm: Arc<V>, kept: usize) {
+        self.retired.push(vm);
+        if self.retired.len() > kept {
+            self.retired.remove(0);
+        }
+    }
+
     /// The place of this very VM, not of another one of its name.
     fn place(&mut self, vm: &V) -> Option<&mut Place<V>> {
         self.names.get_mut(vm.name()).filter(|place| place.vm.id() == vm.id())
@@ -183,6 +198,8 @@ pub fn is_end(state: VmState) -> bool {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+
+    const LIMITS: Budget = Budget { nofile: 100, vms: 3, starts: 1, connections: 1, kept: 2 };
 
     #[derive(Debug)]
     struct Fake {
@@ -213,7 +230,7 @@ mod tests {
 
     #[test]
     fn of_many_starts_of_one_name_one_wins() {
-        let registry = Registry::new(7);
+        let registry = Registry::new(7, &LIMITS);
         let wins = AtomicUsize::new(0);
         std::thread::scope(|scope| {
             for _ in 0..16 {
@@ -231,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_name_whose_vm_has_ended_is_taken_by_a_new_start() {
-        let registry = Registry::new(0);
+        let registry = Registry::new(0, &LIMITS);
         let first = reserve(&registry, "a").unwrap();
         end(&registry, &first);
         let second = reserve(&registry, "a").unwrap();
@@ -247,7 +264,7 @@ mod tests {
 
     #[test]
     fn a_start_that_fails_gives_the_name_back() {
-        let registry = Registry::new(0);
+        let registry = Registry::new(0, &LIMITS);
         let first = reserve(&registry, "a").unwrap();
         registry.release(&first);
         assert!(registry.find("a").is_none());
@@ -261,19 +278,19 @@ mod tests {
 
     #[test]
     fn the_oldest_of_too_many_ended_vms_goes() {
-        let registry = Registry::new(0);
-        for n in 0..=ENDED_KEPT {
+        let registry = Registry::new(0, &LIMITS);
+        for n in 0..=LIMITS.kept {
             let vm = reserve(&registry, &format!("vm{n}")).unwrap();
             end(&registry, &vm);
         }
-        assert_eq!(registry.list().len(), ENDED_KEPT);
+        assert_eq!(registry.list().len(), LIMITS.kept);
         assert!(registry.find("vm0").is_none());
         assert!(registry.find("vm1").is_some());
     }
 
     #[test]
     fn a_retired_vm_is_not_listed_but_found() {
-        let registry = Registry::new(0);
+        let registry = Registry::new(0, &LIMITS);
         let vm = reserve(&registry, "a").unwrap();
         end(&registry, &vm);
         registry.retire(&vm);
@@ -285,8 +302,34 @@ mod tests {
 
     #[test]
     fn a_closed_registry_says_why() {
-        let registry = Registry::<Fake>::new(0);
+        let registry = Registry::<Fake>::new(0, &LIMITS);
         registry.close("leaving");
         assert_eq!(reserve(&registry, "a").unwrap_err().message, "leaving");
+    }
+
+    #[test]
+    fn more_vms_than_there_are_fds_for_are_refused_with_a_sentence() {
+        let registry = Registry::new(0, &LIMITS);
+        let vms: Vec<_> = (0..LIMITS.vms).map(|n| reserve(&registry, &format!("vm{n}")).unwrap()).collect();
+        let error = reserve(&registry, "more").unwrap_err();
+        assert_eq!(error.code, ErrorCode::Unavailable);
+        assert!(error.message.contains("100 files open"), "{error:?}");
+        end(&registry, &vms[0]);
+        reserve(&registry, "more").unwrap();
+    }
+
+    #[test]
+    fn the_oldest_of_too_many_retired_vms_goes() {
+        let registry = Registry::new(0, &LIMITS);
+        let ids: Vec<String> = (0..=LIMITS.kept)
+            .map(|n| {
+                let vm = reserve(&registry, &format!("vm{n}")).unwrap();
+                end(&registry, &vm);
+                registry.retire(&vm);
+                vm.id.clone()
+            })
+            .collect();
+        assert!(registry.find(&ids[0]).is_none());
+        assert!(ids[1..].iter().all(|id| registry.find(id).is_some()));
     }
 }

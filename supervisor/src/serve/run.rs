@@ -16,12 +16,13 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::Semaphore;
 
 /// Time that guests get to switch themselves off when the supervisor leaves.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// Time that clients get to read the last answers.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
-/// Threads that open guest files at the same time, at most.
+/// Threads that open guest files at the same time, at most: one for each start that may be under way.
 const FILE_THREADS: usize = 16;
 
 /// The runtime: this thread, and a few for file systems that take their time.
@@ -47,11 +48,13 @@ pub async fn run(ready: Ready, socket: &Path) -> Result<(), ServeError> {
     let super::jailer::Jailer { channel, child, pidfd, facts } = ready.jailer;
     let reaper = pidfd.try_clone().map_err(system)?;
     let jail = Jail::new(channel, facts, child.id() as i32, pidfd).map_err(system)?;
-    let registry = Registry::new(ready.host.first_id);
-    let context = Arc::new(Context { host: ready.host, jail, registry, deadlines: Default::default() });
+    let budget = ready.budget;
+    let registry = Registry::new(ready.host.first_id, &budget);
+    let starts = Arc::new(Semaphore::new(budget.starts));
+    let context = Arc::new(Context { host: ready.host, jail, registry, deadlines: Default::default(), starts });
     tokio::spawn(reap(child, reaper));
     let listener = tokio::net::UnixListener::from_std(ready.listener).map_err(system)?;
-    let connections = listen::Connections::default();
+    let connections = listen::Connections::new(budget.connections);
     let accepting = tokio::spawn(listen::accept(listener, context.clone(), connections.clone()));
     let signals = watch(ready.signals, Interest::READABLE).map_err(system)?;
 

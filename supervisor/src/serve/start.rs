@@ -14,11 +14,14 @@ use rustix::fs::{CWD, Mode, OFlags};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::OwnedSemaphorePermit;
 use worker_api::{DiskSpec, Engine, FdRole, Part, StartSpec, Timings, console};
 
 /// How long the steps of a start may take.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadlines {
+    /// The files are opened. A file system that hangs holds a thread of ours, not the VM's name.
+    pub files: Duration,
     /// The jailer makes a worker.
     pub make: Duration,
     /// A worker comes from its spec to its running vCPUs.
@@ -27,7 +30,7 @@ pub struct Deadlines {
 
 impl Default for Deadlines {
     fn default() -> Self {
-        Deadlines { make: Duration::from_secs(10), start: Duration::from_secs(10) }
+        Deadlines { files: Duration::from_secs(30), make: Duration::from_secs(10), start: Duration::from_secs(10) }
     }
 }
 
@@ -60,6 +63,8 @@ pub struct Parcel {
     kernel: OwnedFd,
     initrd: Option<OwnedFd>,
     disks: Vec<OwnedFd>,
+    /// Among the starts that are under way.
+    _place: OwnedSemaphorePermit,
 }
 
 /// Where the time of a start went.
@@ -76,15 +81,19 @@ pub struct Stages {
 /// What the client is told.
 pub async fn prepare(context: &Context, spec: &VmSpec) -> Result<Prepared, ApiError> {
     let begun = Instant::now();
+    let place = context.starts.clone().acquire_owned().await.map_err(|_| internal("no places for starts"))?;
     let limits = spec.limits.as_ref().map(cgroup_limits);
     // Without files there is nothing to wait for: the jailer works while we make the memfds.
     let early = if GuestFiles::any(spec) { None } else { Some(context.jail.make(limits, rlimits(spec, 0)).await) };
-    let files = open_files(spec).await?;
+    let files = match tokio::time::timeout(context.deadlines.files, open_files(spec)).await {
+        Ok(files) => files?,
+        Err(_) => return Err(unavailable("the VM's files could not be opened in time; is their file system there?")),
+    };
     let pending = match early {
         Some(pending) => pending,
         None => context.jail.make(limits, rlimits(spec, files.largest_writable)).await,
     };
-    let (console, parcel) = parcel(context, spec, files)?;
+    let (console, parcel) = parcel(context, spec, files, place)?;
     let files = Instant::now();
     let held = match tokio::time::timeout(context.deadlines.make, pending).await {
         Ok(Ok(Ok(held))) => held,
@@ -107,7 +116,12 @@ async fn open_files(spec: &VmSpec) -> Result<GuestFiles, ApiError> {
 }
 
 /// Makes the memfds and the console, and puts all together.
-fn parcel(context: &Context, spec: &VmSpec, files: GuestFiles) -> Result<(Arc<Console>, Parcel), ApiError> {
+fn parcel(
+    context: &Context,
+    spec: &VmSpec,
+    files: GuestFiles,
+    place: OwnedSemaphorePermit,
+) -> Result<(Arc<Console>, Parcel), ApiError> {
     let failed = |error: std::io::Error| unavailable(format!("no memory or file descriptors for the VM: {error}"));
     let ram = memfd::sealed("vmsup-ram", spec.memory_mib << 20).map_err(|e| failed(e.into()))?;
     let (console, ends) = Console::new(spec.console.as_ref().is_none_or(|c| c.input)).map_err(failed)?;
@@ -116,7 +130,7 @@ fn parcel(context: &Context, spec: &VmSpec, files: GuestFiles) -> Result<(Arc<Co
         None => own_copy(&context.host.hello).map_err(failed)?,
     };
     let spec = worker_spec(spec, files.initrd.is_some())?;
-    let parcel = Parcel { spec, ram, console: ends, kernel, initrd: files.initrd, disks: files.disks };
+    let parcel = Parcel { spec, ram, console: ends, kernel, initrd: files.initrd, disks: files.disks, _place: place };
     Ok((console, parcel))
 }
 

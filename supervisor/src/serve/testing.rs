@@ -2,6 +2,7 @@
 //!
 //! Each fake worker has a real process behind it (a shell that waits), so that pidfds, kills and exits are real.
 
+use super::budget::Budget;
 use super::registry::Registry;
 use super::start::Deadlines;
 use super::{Context, Host, Jail, memfd};
@@ -185,9 +186,15 @@ impl Bench {
             uid: rustix::process::geteuid().as_raw(),
             first_id: 0x1000,
         };
-        let deadlines = Deadlines { make: Duration::from_millis(200), start: Duration::from_millis(200) };
+        let deadlines = Deadlines {
+            files: Duration::from_secs(30),
+            make: Duration::from_millis(200),
+            start: Duration::from_millis(200),
+        };
         let deadlines = if patient { Deadlines::default() } else { deadlines };
-        let context = Arc::new(Context { host, jail, registry: Registry::new(0x1000), deadlines });
+        let registry = Registry::new(0x1000, &Budget::of(4096));
+        let starts = Arc::new(tokio::sync::Semaphore::new(4));
+        let context = Arc::new(Context { host, jail, registry, deadlines, starts });
         Bench { context, vms, act, jailer, slots, dir }
     }
 

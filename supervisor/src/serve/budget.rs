@@ -1,0 +1,75 @@
+//! How many of each the limit on open files allows, shared out once at start.
+//!
+//! Running out of file descriptors in the middle of things would cost more than a refusal at the door: a reply of the
+//! jailer whose pidfd finds no place is lost, and the channel with it. So everything that holds fds has a bound, and
+//! the bounds together fit the limit.
+
+/// The supervisor's own: stdio, lock, directories, KVM, reactor, jailer, signals, socket.
+const FIXED: u64 = 40;
+/// A running VM: console ring, eventfd and input, pidfd, control socket.
+const VM: u64 = 5;
+/// A start under way: its files, memfds and both ends of what will be the worker's.
+const START: u64 = 24;
+/// A connection: its socket, and for a console a copy that notices the hang-up.
+const CONNECTION: u64 = 2;
+/// A VM that has ended and is kept: its console.
+const ENDED: u64 = 3;
+
+/// How many of each there may be at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// The limit that was shared out.
+    pub nofile: u64,
+    /// VMs that have not ended.
+    pub vms: usize,
+    /// Starts under way; the next ones wait.
+    pub starts: usize,
+    /// Connections; the next ones wait in the socket's backlog.
+    pub connections: usize,
+    /// VMs that have ended and are listed, and as many that are retired; the oldest go.
+    pub kept: usize,
+}
+
+impl Budget {
+    /// Of a process that may open `nofile` files.
+    pub fn of(nofile: u64) -> Budget {
+        let starts = (nofile / 256).clamp(2, 16);
+        let connections = (nofile / 16).clamp(8, 1024);
+        let kept = (nofile / 32).clamp(4, 64);
+        let rest = nofile.saturating_sub(FIXED + starts * START + connections * CONNECTION + 2 * kept * ENDED);
+        let vms = (rest / VM).min(u64::from(jail_spec::SLOTS_MAX));
+        Budget {
+            nofile,
+            vms: vms as usize,
+            starts: starts as usize,
+            connections: connections as usize,
+            kept: kept as usize,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shared_out_fits_the_limit() {
+        for nofile in (256..5000).chain([20_000, 65_536, 1 << 20, u64::MAX]) {
+            let b = Budget::of(nofile);
+            let sum = FIXED
+                + b.vms as u64 * VM
+                + b.starts as u64 * START
+                + b.connections as u64 * CONNECTION
+                + 2 * b.kept as u64 * ENDED;
+            assert!(sum <= nofile, "{b:?}: {sum}");
+            assert!(b.vms > 0, "{b:?}");
+        }
+    }
+
+    #[test]
+    fn the_usual_limits_are_enough_for_many_vms() {
+        assert!(Budget::of(1024).vms >= 100);
+        assert_eq!(Budget::of(524_288).vms, jail_spec::SLOTS_MAX as usize);
+        assert_eq!(Budget::of(20).vms, 0);
+    }
+}
