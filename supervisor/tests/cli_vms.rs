@@ -31,9 +31,10 @@ fn a_field_that_the_supervisor_refuses_is_found_in_the_file() {
 
 #[test]
 fn a_name_that_is_taken_is_a_failure_not_a_wrong_input() {
-    let fake = Fake::new(|_| Answer::Json(409, error("conflict", "hello runs already; stop it first", None)));
+    let fake = Fake::new(|_| Answer::Json(409, error("conflict", "hello runs already; stop it", Some("name"))));
     fake.place.file("vm.json", HELLO);
-    assert_eq!(fake.place.run(&["start", "vm.json"]).is_one_sentence(1), "hello runs already; stop it first");
+    let done = fake.place.run(&["start", "vm.json"]);
+    assert_eq!(done.is_one_sentence(1), "vm.json:2:11: name: hello runs already; stop it");
 }
 
 #[test]

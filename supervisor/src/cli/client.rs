@@ -4,7 +4,7 @@
 //! runtime directory may be in /tmp, where others could have been first.
 
 use super::background;
-use super::failure::{FAILED, Failure};
+use super::failure::{BAD_INPUT, FAILED, Failure};
 use super::http::{Connection, Response, Upgrade, segment};
 use serde::de::DeserializeOwned;
 use std::io;
@@ -30,12 +30,20 @@ pub enum CallError {
 impl From<CallError> for Failure {
     fn from(error: CallError) -> Self {
         match error {
-            CallError::Api(error) => match error.field {
-                Some(field) => Failure::input(format!("{field}: {}", error.message)),
-                None => Failure::failed(error.message),
-            },
+            CallError::Api(error) => {
+                let field = error.field.map(|field| format!("{field}: ")).unwrap_or_default();
+                Failure { status: status_of(error.code), sentence: Some(field + &error.message) }
+            }
             CallError::Transport(sentence) => Failure { status: FAILED, sentence: Some(sentence) },
         }
+    }
+}
+
+/// The exit status of an error of the API.
+pub fn status_of(code: ErrorCode) -> u8 {
+    match code {
+        ErrorCode::Invalid => BAD_INPUT,
+        _ => FAILED,
     }
 }
 

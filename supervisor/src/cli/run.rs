@@ -40,14 +40,15 @@ pub fn run(client: &Client, file: &Path, rm: bool) -> Result<(), Failure> {
         notice(&format!("{0} goes on; its console: vmsup console {0}", info.summary.name));
         return Ok(());
     }
-    let end = outcome(client, &id)?;
     match stop.status {
+        // The stream's end says that the VM has ended; how is no news to who broke it off.
         Some(status) => Err(Failure::status(status)),
-        None => verdict(&end),
+        None => verdict(&outcome(client, &id)?),
     }
 }
 
-/// Asks how the VM ended. The stream's end says that it has.
+/// Asks how the VM ended. The stream's end says that it has; a VM that is to be forgotten (`--rm`) is still known for a
+/// while.
 fn outcome(client: &Client, id: &str) -> Result<VmInfo, Failure> {
     let mut api = client.connect_again()?;
     How::Wait.ask(&mut api, id)?;

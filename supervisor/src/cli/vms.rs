@@ -1,6 +1,6 @@
 //! The commands about VMs that are one request each.
 
-use super::client::{Api, CallError, Client, vm_target};
+use super::client::{Api, CallError, Client, status_of, vm_target};
 use super::failure::{FAILED, Failure, notice};
 use super::output::{age, mib, now, print, print_json, table};
 use super::sanitize::{Sanitizer, line};
@@ -8,7 +8,7 @@ use super::session::{self, Ended, Flow, Interrupt, Options};
 use super::signals::Signals;
 use super::{keys::Keys, terminal};
 use std::io::IsTerminal;
-use vmsup::api::types::{CreateRequest, StopRequest, VmInfo, VmState, VmSummary};
+use vmsup::api::types::{ApiError, CreateRequest, StopRequest, VmInfo, VmState, VmSummary};
 use vmsup::vmjson::SpecFile;
 
 /// `vmsup start FILE`.
@@ -26,8 +26,8 @@ pub fn start(client: &Client, file: &std::path::Path, json: bool) -> Result<(), 
 pub fn create(mut api: Api, file: &SpecFile, rm: bool) -> Result<(Api, VmInfo), Failure> {
     let request = CreateRequest { spec: file.spec.clone(), remove_when_ended: rm };
     let located = |error: CallError| match error {
-        CallError::Api(error) if error.field.is_some() => {
-            file.error(error.field.as_deref().unwrap_or_default(), error.message).into()
+        CallError::Api(ApiError { field: Some(field), message, code }) => {
+            Failure { status: status_of(code), sentence: Some(file.error(&field, message).to_string()) }
         }
         error => Failure::from(error),
     };
