@@ -192,9 +192,22 @@ impl Host {
         *children(self.pid()).first().expect("a jailer")
     }
 
-    /// Pids of the workers, warm ones included.
+    /// Pids of the workers, warm ones included, half-made ones not.
     pub fn workers(&self) -> Vec<i32> {
-        children(self.pid()).first().map(|jailer| children(*jailer)).unwrap_or_default()
+        let mut all = children(self.pid()).first().map(|jailer| children(*jailer)).unwrap_or_default();
+        all.retain(|pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c == "vmsup-worker\n"));
+        all
+    }
+
+    /// Forgets VMs that have ended; those that never came to be are not there to forget.
+    ///
+    /// # Panics
+    /// Where one is still there afterwards.
+    pub fn remove(&self, names: &[&str]) {
+        for name in names {
+            self.vmsup(&["rm", name]);
+            assert_eq!(self.state(name), "", "{name} is forgotten");
+        }
     }
 
     /// Waits until nothing of any VM is left but `pool` warm workers: no process, socket, memfd or further fd of the

@@ -1,11 +1,12 @@
 //! Resource limits by name, as `policies/process.json` has them.
 
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Sets the soft and the hard limit.
+/// Sets the soft and the hard limit to `value`, or leaves a hard limit that is lower already: nothing here may raise one.
 pub(super) fn set(name: &str, value: u64) -> Result<(), Errno> {
     let resource = resource(name).ok_or(Errno::INVAL)?;
+    let value = getrlimit(resource).maximum.map_or(value, |hard| hard.min(value));
     setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) })
 }
 
