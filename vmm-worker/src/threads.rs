@@ -158,7 +158,8 @@ fn spawn<P>(
     run: impl FnOnce(P) -> Infallible + Send + 'static,
 ) -> std::io::Result<()> {
     let start = start.clone();
-    // The thread is never joined: the process ends with all of them at once.
+    // The thread is never joined: the process ends with all of them at once. Nor does it drop `start`: a vCPU's thread
+    // that has narrowed cannot free memory, for which the allocator may call brk(2).
     Builder::new().name(name).stack_size(STACK).spawn(move || -> Infallible {
         let prepared = prepare(&start);
         start.prepared.wait();

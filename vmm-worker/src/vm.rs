@@ -177,6 +177,38 @@ pub fn enter(vcpu: &VcpuFd, entry: Entry) -> Result<(), VmError> {
 mod tests {
     use super::*;
 
+    /// A VM of the machine's own KVM with these vCPUs, as a start makes it.
+    fn vcpus(count: u8) -> (VmFd, Vec<VcpuFd>) {
+        let device = std::fs::File::options().read(true).write(true).open("/dev/kvm").unwrap();
+        let kvm = kvm(device.into()).unwrap();
+        let memory = GuestMemory::from_ranges(&[(vm_memory::GuestAddress(0), 1 << 20)]).unwrap();
+        let vm = create(&kvm, Box::leak(Box::new(memory))).unwrap();
+        create_interrupt_controllers(&vm).unwrap();
+        let offer = Offer::ask(&kvm).unwrap();
+        let vcpus = (0..count).map(|index| create_vcpu(&vm, &offer, index, count).unwrap()).collect();
+        (vm, vcpus)
+    }
+
+    #[test]
+    fn the_pic_cannot_interrupt_any_vcpu() {
+        let (_vm, vcpus) = vcpus(2);
+        for vcpu in vcpus {
+            let state = vcpu.get_lapic().unwrap();
+            let lint0: Vec<u8> = state.regs[LVT_LINT0..LVT_LINT0 + 4].iter().map(|b| *b as u8).collect();
+            assert_eq!(u32::from_le_bytes(lint0.try_into().unwrap()), LVT_MASKED);
+        }
+    }
+
+    #[test]
+    fn every_vcpu_says_its_own_number() {
+        let (_vm, vcpus) = vcpus(3);
+        for (index, vcpu) in (0..).zip(vcpus) {
+            let cpuid = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).unwrap();
+            let features = cpuid.as_slice().iter().find(|leaf| leaf.function == 1).unwrap();
+            assert_eq!((features.ebx >> 24, features.ebx >> 16 & 0xff), (index, 3));
+        }
+    }
+
     #[test]
     fn what_is_not_kvm_is_refused() {
         let null = std::fs::File::open("/dev/null").unwrap();

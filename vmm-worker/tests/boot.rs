@@ -77,6 +77,30 @@ fn the_guest_has_all_the_memory_that_it_is_told_of() {
 }
 
 #[test]
+fn memory_goes_on_above_the_hole() {
+    let vm = Vm::with(hello(), 1, 4096);
+    let ram = File::from(vm.fds[1].try_clone().unwrap());
+    assert_eq!(run(&vm, exit::RESET), "HELLOGUEST\n");
+    // The last entry of the memory map that the guest is told of.
+    let mut entry = [0; 20];
+    ram.read_exact_at(&mut entry, 0x6080 + 3 * 24).unwrap();
+    let [base, size] = [0, 8].map(|at| u64::from_le_bytes(entry[at..at + 8].try_into().unwrap()));
+    assert_eq!((base, size, entry[16]), (1 << 32, 1 << 30, 1));
+}
+
+#[test]
+fn memory_that_the_host_has_no_room_for_is_refused() {
+    let worker = Worker::start();
+    let limit = rustix::process::Rlimit { current: Some(256 << 20), maximum: Some(256 << 20) };
+    let pid = rustix::process::Pid::from_child(&worker.child);
+    rustix::process::prlimit(Some(pid), rustix::process::Resource::As, limit).unwrap();
+    let failure = Vm::with(hello(), 1, 1024).start_on(&worker.connect()).unwrap_err();
+    assert_eq!(failure.part, Part::Memory);
+    assert!(failure.detail.contains("cannot be mapped"), "{failure:?}");
+    assert_eq!(worker.end().status, Some(exit::FAILED));
+}
+
+#[test]
 fn the_guest_reads_what_is_typed_at_its_console() {
     let worker = Worker::start();
     let mut vm = Vm::new(guest("echo"));

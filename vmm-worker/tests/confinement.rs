@@ -75,20 +75,26 @@ fn killed_by(body: impl FnOnce()) -> Option<i32> {
     libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status))
 }
 
-/// KVM_CREATE_VM.
+/// Requests of KVM's that belong to a start, and none to a running VM.
 const CREATE_VM: libc::c_long = 0xae01;
+const CREATE_VCPU: libc::c_long = 0xae41;
+const SET_USER_MEMORY_REGION: libc::c_long = 0x4020_ae46;
+const IOEVENTFD: libc::c_long = 0x4040_ae79;
+const SET_REGS: libc::c_long = 0x4090_ae82;
 const EXEC: libc::c_long = (libc::PROT_READ | libc::PROT_EXEC) as libc::c_long;
 const ANON: libc::c_long = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as libc::c_long;
 
-/// Ways out: a system call and its first four arguments.
-const FORBIDDEN: [(&str, libc::c_long, [libc::c_long; 4]); 17] = [
+/// A system call: its name, number and first four arguments.
+type Call = (&'static str, libc::c_long, [libc::c_long; 4]);
+
+/// Ways out.
+const FORBIDDEN: [Call; 15] = [
     ("openat", libc::SYS_openat, [0; 4]),
     ("socket", libc::SYS_socket, [1, 1, 0, 0]),
     ("connect", libc::SYS_connect, [0; 4]),
     ("execve", libc::SYS_execve, [0; 4]),
     ("fork", libc::SYS_fork, [0; 4]),
     ("clone", libc::SYS_clone, [0; 4]),
-    ("clone3", libc::SYS_clone3, [0; 4]),
     ("ptrace", libc::SYS_ptrace, [0; 4]),
     ("kill", libc::SYS_kill, [0; 4]),
     ("mount", libc::SYS_mount, [0; 4]),
@@ -96,26 +102,63 @@ const FORBIDDEN: [(&str, libc::c_long, [libc::c_long; 4]); 17] = [
     ("bpf", libc::SYS_bpf, [0; 4]),
     ("userfaultfd", libc::SYS_userfaultfd, [0; 4]),
     ("io_uring_setup", libc::SYS_io_uring_setup, [0; 4]),
-    ("seccomp", libc::SYS_seccomp, [1, 0, 0, 0]),
-    ("ioctl KVM_CREATE_VM", libc::SYS_ioctl, [-1, CREATE_VM, 0, 0]),
+    ("prlimit64", libc::SYS_prlimit64, [0; 4]),
     ("mmap PROT_EXEC", libc::SYS_mmap, [0, 4096, EXEC, ANON]),
+];
+
+/// What a start needs, and a running VM does not.
+const FORBIDDEN_AFTER_THE_START: [Call; 8] = [
+    ("clone3", libc::SYS_clone3, [0; 4]),
+    ("seccomp", libc::SYS_seccomp, [1, 0, 0, 0]),
+    ("mprotect", libc::SYS_mprotect, [0; 4]),
+    ("ioctl KVM_CREATE_VM", libc::SYS_ioctl, [-1, CREATE_VM, 0, 0]),
+    ("ioctl KVM_CREATE_VCPU", libc::SYS_ioctl, [-1, CREATE_VCPU, 0, 0]),
+    ("ioctl KVM_SET_USER_MEMORY_REGION", libc::SYS_ioctl, [-1, SET_USER_MEMORY_REGION, 0, 0]),
+    ("ioctl KVM_IOEVENTFD", libc::SYS_ioctl, [-1, IOEVENTFD, 0, 0]),
+    ("ioctl KVM_SET_REGS", libc::SYS_ioctl, [-1, SET_REGS, 0, 0]),
 ];
 
 fn filters() -> [&'static Filter; 4] {
     [&policies::WORKER_VCPU, &policies::WORKER_CONTROL, &policies::WORKER_REACTOR, &policies::WORKER_IO]
 }
 
+fn kills(filter: &'static Filter, (name, number, [a, b, c, d]): Call) {
+    let signal = killed_by(|| {
+        confine::narrow(filter);
+        // SAFETY: all pointers are null or absent, and the call is expected to kill.
+        unsafe { libc::syscall(number, a, b, c, d, -1, 0) };
+    });
+    assert_eq!(signal, Some(libc::SIGSYS), "{}: {name}", filter.name);
+}
+
 #[test]
 fn every_way_out_kills_every_thread() {
     for filter in filters() {
-        for (name, number, [a, b, c, d]) in FORBIDDEN {
-            let signal = killed_by(|| {
-                confine::narrow(filter);
-                // SAFETY: all pointers are null or absent, and the call is expected to kill.
-                unsafe { libc::syscall(number, a, b, c, d, -1, 0) };
-            });
-            assert_eq!(signal, Some(libc::SIGSYS), "{}: {name}", filter.name);
+        for call in FORBIDDEN.into_iter().chain(FORBIDDEN_AFTER_THE_START) {
+            kills(filter, call);
         }
+    }
+}
+
+#[test]
+fn every_way_out_kills_an_empty_worker() {
+    for call in FORBIDDEN {
+        kills(&policies::WORKER_STARTUP, call);
+    }
+}
+
+#[test]
+fn a_running_vcpu_may_run_and_nothing_else() {
+    // On no fd, so that what is allowed fails and what is not kills.
+    for (request, signal) in
+        [(0xae80_i64, None), (0x8090_ae81, None), (0xae00, Some(libc::SIGSYS)), (0, Some(libc::SIGSYS))]
+    {
+        let killed = killed_by(|| {
+            confine::narrow(&policies::WORKER_VCPU);
+            // SAFETY: -1 is no fd, so the kernel looks at nothing else.
+            unsafe { libc::syscall(libc::SYS_ioctl, -1, request, 0) };
+        });
+        assert_eq!(killed, signal, "ioctl {request:#x}");
     }
 }
 
@@ -136,14 +179,14 @@ fn a_thread_that_keeps_to_its_filter_lives() {
 fn panicking_child() {
     let Ok(wanted) = std::env::var("PANIC_UNDER") else { return };
     leave::install_panic_hook();
-    let filter = filters().into_iter().find(|filter| filter.name == wanted).unwrap();
+    let filter = policies::ALL.iter().find(|filter| filter.name == wanted).unwrap();
     confine::narrow(filter);
     panic!("on purpose,\nwith {}", 2 + 2);
 }
 
 #[test]
 fn a_panic_is_one_line_and_sigill_under_every_filter() {
-    for filter in filters() {
+    for filter in filters().into_iter().chain([&policies::WORKER_STARTUP]) {
         let output = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "panicking_child", "--nocapture"])
             .env("PANIC_UNDER", filter.name)
@@ -156,4 +199,12 @@ fn a_panic_is_one_line_and_sigill_under_every_filter() {
         assert!(words.starts_with("panic at "), "{}: {words:?}", filter.name);
         assert!(words.ends_with(": on purpose, with 4\n") && words.lines().count() == 1, "{words:?}");
     }
+}
+
+#[test]
+fn nothing_in_the_worker_can_call_abort() {
+    let symbols = Command::new("nm").arg(env!("CARGO_BIN_EXE_vmsup-worker")).output().expect("nm, of binutils").stdout;
+    let symbols = String::from_utf8(symbols).unwrap();
+    assert!(symbols.lines().any(|line| line.ends_with(" T __wrap_abort")), "the stand-in is not there");
+    assert!(!symbols.lines().any(|line| line.ends_with(" abort")), "the C library's abort(3) is there");
 }

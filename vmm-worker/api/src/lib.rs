@@ -158,7 +158,7 @@ impl ipc::Message for Reply {
     const MAX_BYTES: usize = 1024;
 }
 
-/// Where a start's time went, µs each, in this order.
+/// Where a start's time went, µs each, as the worker's main thread saw it (the vCPUs are made beside the rest).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timings {
     /// RAM mapped, VM made, memslots set.

@@ -19,7 +19,13 @@ pub const GDT_ENTRIES: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000
 
 /// What stands in the zero page for an image without a setup header.
 pub(super) fn header_of_an_elf() -> setup_header {
-    setup_header { boot_flag: 0xaa55, header: 0x5372_6448, kernel_alignment: 0x100_0000, ..setup_header::default() }
+    setup_header {
+        boot_flag: 0xaa55,
+        header: 0x5372_6448,
+        kernel_alignment: 0x100_0000,
+        cmdline_size: worker_api::CMDLINE_MAX as u32,
+        ..setup_header::default()
+    }
 }
 
 /// Writes everything that the entry at `entry` of an image that ends at `end` needs.
@@ -28,12 +34,11 @@ pub(super) fn write(
     entry: u64,
     end: u64,
     header: setup_header,
-    tables: &Tables<'_>,
+    tables: &Tables,
 ) -> Result<Entry, BootError> {
     let mut page = boot_params { hdr: header, ..boot_params::default() };
     page.hdr.type_of_loader = LOADER_UNDEFINED;
     page.hdr.cmd_line_ptr = CMDLINE as u32;
-    page.hdr.cmdline_size = tables.cmdline.len() as u32;
     page.acpi_rsdp_addr = tables.rsdp;
     if let Some((address, length)) = tables.initrd {
         // Both fit: an initrd lies below 4 GiB.

@@ -91,10 +91,9 @@ impl From<BootError> for StartFailure {
 }
 
 /// What every boot protocol tells the guest of.
-struct Tables<'a> {
+struct Tables {
     /// Address and length, page-aligned.
     initrd: Option<(u64, u64)>,
-    cmdline: &'a str,
     /// Guest physical address of the RSDP.
     rsdp: u64,
     memory_map: Vec<layout::Area>,
@@ -117,7 +116,7 @@ pub fn load(memory: &GuestMemory, ram_bytes: u64, sources: Sources<'_>) -> Resul
     };
     write_cmdline(memory, sources.cmdline, image.cmdline_max())?;
     let rsdp = acpi::write(memory, sources.cpus, sources.virtio)?;
-    let tables = Tables { initrd, cmdline: sources.cmdline, rsdp, memory_map: layout::memory_map(ram_bytes) };
+    let tables = Tables { initrd, rsdp, memory_map: layout::memory_map(ram_bytes) };
     match image {
         Image::Pvh { entry, .. } => pvh::write(memory, entry, &tables),
         Image::Elf64 { entry, end } => linux::write(memory, entry, end, linux::header_of_an_elf(), &tables),

@@ -10,7 +10,7 @@ use linux_loader::loader::elf::start_info::{
 use vm_memory::GuestAddress;
 
 /// Writes the start info.
-pub(super) fn write(memory: &GuestMemory, entry: u32, tables: &Tables<'_>) -> Result<Entry, BootError> {
+pub(super) fn write(memory: &GuestMemory, entry: u32, tables: &Tables) -> Result<Entry, BootError> {
     let map: Vec<hvm_memmap_table_entry> = tables
         .memory_map
         .iter()
