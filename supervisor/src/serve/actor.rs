@@ -178,11 +178,12 @@ impl Actor {
                 self.deadline = Some(self.deadline.map_or(wanted, |armed| armed.min(wanted)));
             }
             Effect::Kill => {
-                // Whatever was under way is given up; what it held closes.
-                (self.step, self.parcel, self.deadline) = (None, None, None);
+                // The signal first: a worker whose socket closes might leave by itself, and look as if it had failed.
                 if let Some(held) = &self.held {
                     held.kill();
                 }
+                // Whatever was under way is given up; what it held closes.
+                (self.step, self.parcel, self.deadline) = (None, None, None);
             }
         }
     }
@@ -206,9 +207,14 @@ impl Actor {
                 pid = self.held.as_ref().map(|h| h.worker.pid),
                 "running"
             );
-            if let Some(before) = self.context.registry.confirm(&self.vm) {
-                forget_later(&self.context, &before);
-            }
+            self.confirm();
+        }
+    }
+
+    /// It has run: who had its name before is not listed any more.
+    fn confirm(&self) {
+        if let Some(before) = self.context.registry.confirm(&self.vm) {
+            forget_later(&self.context, &before);
         }
     }
 
@@ -244,8 +250,15 @@ impl Actor {
             },
         };
         tracing::info!(id = self.vm.id, name = self.vm.spec.name, ?kind, reason, "ended");
-        let ran = self.vm.phase.borrow().started_at.is_some();
+        let mut ran = self.vm.phase.borrow().started_at.is_some();
+        if !ran && lifecycle::is_guests(kind) && self.failure.is_none() {
+            ran = true;
+            self.confirm();
+        }
         self.vm.phase.send_modify(|phase| {
+            if ran {
+                phase.started_at.get_or_insert_with(unix_time);
+            }
             phase.state = State::Ended(kind).outside();
             phase.worker = None;
             phase.end = Some(End { kind, reason, at: unix_time() });

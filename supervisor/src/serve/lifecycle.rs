@@ -112,6 +112,8 @@ pub fn next(state: State, event: Event) -> (State, Effects) {
         (State::Handing, Started) => (State::Running, &[]),
         (State::Handing, StartFailed) => (State::Ending(Cause::StartFailed), &[Kill]),
         (State::Handing, StopAsked | KillAsked) => (State::Ending(Cause::Asked), &[Kill]),
+        // A guest may be quicker than the word that it runs: its end says so, too.
+        (State::Handing, WorkerEnded { kind, .. }) if is_guests(kind) => (State::Ended(kind), &[]),
         (State::Handing, WorkerEnded { .. } | WorkerLost) => (State::Ended(EndKind::StartFailed), &[]),
 
         (State::Running, StopAsked) => (State::Stopping, &[PressPowerButton, ArmDeadline]),
@@ -132,6 +134,11 @@ pub fn next(state: State, event: Event) -> (State, Effects) {
 
         (State::Handing | State::Running | State::Stopping | State::Ending(_), _) => (state, &[]),
     }
+}
+
+/// True for the ends that only a guest that ran can have.
+pub fn is_guests(kind: EndKind) -> bool {
+    matches!(kind, EndKind::Shutdown | EndKind::Reset | EndKind::GuestCrashed)
 }
 
 impl State {
@@ -267,7 +274,8 @@ mod tests {
         assert_eq!(next(asked, reaped(EndKind::Shutdown, false)).0, State::Ended(EndKind::Shutdown));
         assert_eq!(next(State::Running, reaped(EndKind::WorkerCrashed, true)).0, State::Ended(EndKind::WorkerCrashed));
         assert_eq!(next(State::Stopping, reaped(EndKind::Shutdown, false)).0, State::Ended(EndKind::Shutdown));
-        assert_eq!(next(State::Handing, reaped(EndKind::Shutdown, false)).0, State::Ended(EndKind::StartFailed));
+        assert_eq!(next(State::Handing, reaped(EndKind::WorkerCrashed, false)).0, State::Ended(EndKind::StartFailed));
+        assert_eq!(next(State::Handing, reaped(EndKind::Reset, false)).0, State::Ended(EndKind::Reset));
         assert_eq!(next(State::Running, Event::WorkerLost).0, State::Ended(EndKind::Unknown));
     }
 

@@ -71,6 +71,8 @@ pub enum Act {
     Garbage,
     /// Speak another version.
     OldRelease,
+    /// Have a guest that ends before anybody could say that it ran.
+    Quick(i32),
     /// Say no.
     Fail(StartFailure),
     /// Be another process than the jailer says.
@@ -315,6 +317,9 @@ fn work(listener: &OwnedFd, act: Act, mut process: ChildStdin, sender: &mpsc::Se
             let _ = channel.receive();
         }
         Act::Silent => drop(channel.receive()),
+        Act::Quick(status) => {
+            let _ = writeln!(process, "{status}");
+        }
         Act::Fail(failure) => {
             channel.send(&worker_api::Reply::Failed(failure), &[]).unwrap();
             let _ = writeln!(process, "{}", worker_api::exit::FAILED);

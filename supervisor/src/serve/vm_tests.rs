@@ -87,6 +87,22 @@ async fn a_worker_gets_what_its_spec_says_and_sealed_memory() {
 }
 
 #[tokio::test]
+async fn a_guest_that_ends_before_its_start_is_told_has_run() {
+    let bench = Bench::new();
+    for (status, kind) in
+        [(exit::RESET, EndKind::Reset), (exit::SHUTDOWN, EndKind::Shutdown), (exit::CRASH, EndKind::GuestCrashed)]
+    {
+        bench.acts(Act::Quick(status));
+        let vm = create(&bench, "a").await.unwrap();
+        vm.until_ended().await;
+        assert_eq!(end(&vm).kind, kind);
+        assert!(vm.summary().started_at.is_some());
+        assert_eq!(bench.context.registry.find("a").unwrap().summary().id, vm.summary().id);
+    }
+    bench.nothing_left().await;
+}
+
+#[tokio::test]
 async fn a_worker_that_never_answers_is_killed() {
     refused(&Bench::impatient(), Act::Silent, ErrorCode::Internal, "did not start the VM in time").await;
 }

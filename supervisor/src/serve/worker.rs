@@ -115,6 +115,11 @@ impl Control {
         &self,
         mut receive: impl FnMut(&Channel<Request, Reply>) -> Result<T, ipc::Error>,
     ) -> Result<T, ControlError> {
+        // Whatever is there already comes before anything else that may have happened since.
+        match receive(&self.channel) {
+            Err(error) if error.would_block() => {}
+            other => return Ok(other?),
+        }
         let ready = watch(self.channel.as_fd(), Interest::READABLE)?;
         loop {
             let mut guard = ready.readable().await?;
