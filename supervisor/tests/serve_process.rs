@@ -54,7 +54,7 @@ impl Supervisor {
 
     fn spawn(limit: Option<u32>) -> Option<Supervisor> {
         if let Err(error) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-            eprintln!("skipped: no /dev/kvm for this user: {error}");
+            println!("SKIPPED serve_process: no /dev/kvm for this user: {error}");
             return None;
         }
         static COUNT: AtomicU32 = AtomicU32::new(0);

@@ -117,7 +117,7 @@ impl FakeVm {
     }
 }
 
-/// Writes console output as a worker does, one store after the other.
+/// Writes console output as a worker does: the bytes, the counter, the signal.
 pub fn print(ring: &OwnedFd, notify: &OwnedFd, bytes: &[u8]) -> bool {
     let counter = |at| {
         let mut value = [0; 8];
@@ -125,8 +125,11 @@ pub fn print(ring: &OwnedFd, notify: &OwnedFd, bytes: &[u8]) -> bool {
         u64::from_le_bytes(value)
     };
     let before = counter(WRITTEN);
-    for (n, byte) in bytes.iter().enumerate() {
-        rustix::io::pwrite(ring, &[*byte], DATA + (before + n as u64) % CAPACITY).unwrap();
+    let mut done = 0;
+    while done < bytes.len() {
+        let at = (before + done as u64) % CAPACITY;
+        let run = (bytes.len() - done).min((CAPACITY - at) as usize);
+        done += rustix::io::pwrite(ring, &bytes[done..done + run], DATA + at).unwrap();
     }
     rustix::io::pwrite(ring, &(before + bytes.len() as u64).to_le_bytes(), WRITTEN).unwrap();
     let tell = counter(SEEN) == before;
