@@ -215,7 +215,16 @@ impl Host {
     pub fn nothing_left(&self, pool: usize, fds: usize) {
         eventually("no worker but the pool's", || self.workers().len() == pool);
         eventually("no socket but the pool's", || names(self.folder().join("workers")).len() == pool);
-        eventually("no fd more than before", || self.fds() <= fds);
+        let open = || {
+            let folder = format!("/proc/{}/fd", self.pid());
+            let mut all: Vec<String> = names(&folder)
+                .iter()
+                .filter_map(|n| Some(std::fs::read_link(format!("{folder}/{n}")).ok()?.display().to_string()))
+                .collect();
+            all.sort();
+            all
+        };
+        eventually(&format!("no fd more than {fds} of {:?}", open()), || self.fds() <= fds);
     }
 
     /// How many fds the supervisor has open.

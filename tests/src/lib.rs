@@ -30,9 +30,9 @@ pub fn skip(name: &str, why: &str) {
 /// Waits for `condition`, looking at it again and again.
 ///
 /// # Panics
-/// Where it does not hold within twenty seconds.
+/// Where it does not hold within a minute.
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     while !condition() {
         assert!(std::time::Instant::now() < deadline, "in vain: {what}");
         std::thread::sleep(std::time::Duration::from_millis(2));

@@ -220,11 +220,11 @@ fn a_kernel_truncated_while_it_is_read_is_refused_with_a_sentence() {
 fn a_flood_of_output_is_bounded_and_counted_and_never_blocks_the_guest() {
     let host = host();
     // Nobody reads: the guest comes to its end all the same.
-    host.vmsup(&["start", &host.guest("flood", "flood", "kib=1024")]).ok();
+    host.vmsup(&["start", &host.guest("flood", "flood", "kib=384")]).ok();
     eventually("its end", || host.state("flood") == "stopped");
     let console = &host.inspect("flood")["console"];
     let (written, overwritten) = (console["written"].as_u64().unwrap(), console["overwritten"].as_u64().unwrap());
-    assert!(written > 1024 * 1024, "{console}");
+    assert!(written > 384 * 1024, "{console}");
     assert_eq!(written - overwritten, 256 * 1024, "{console}");
     let kept = host.logs("flood");
     assert!(kept.len() <= 256 * 1024 + 200, "{}", kept.len());
@@ -234,7 +234,7 @@ fn a_flood_of_output_is_bounded_and_counted_and_never_blocks_the_guest() {
 #[test]
 fn a_reader_that_never_reads_blocks_neither_the_guest_nor_other_readers() {
     let host = host();
-    let file = host.guest("flood", "flood", "kib=1024");
+    let file = host.guest("flood", "flood", "kib=384");
     let mut lazy = host.command(&["run", &file]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     eventually("its end", || host.state("flood") == "stopped");
     assert!(host.logs("flood").contains("FLOOD-END"));
@@ -243,7 +243,7 @@ fn a_reader_that_never_reads_blocks_neither_the_guest_nor_other_readers() {
     lazy.stdout.take().unwrap().read_to_string(&mut out).unwrap();
     assert!(lazy.wait().unwrap().success());
     assert!(out.contains("FLOOD-END"), "the end of {} bytes", out.len());
-    assert!(out.len() > 1024 * 1024 || out.contains("bytes of console output lost"), "{} bytes", out.len());
+    assert!(out.len() > 384 * 1024 || out.contains("bytes of console output lost"), "{} bytes", out.len());
 }
 
 #[test]
