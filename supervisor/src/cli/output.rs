@@ -66,7 +66,7 @@ pub fn age(seconds: u64) -> String {
     let (unit, letter) = parts[first];
     let mut text = format!("{}{letter}", seconds / unit);
     if let Some((next, letter)) = parts.get(first + 1)
-        && !(seconds % unit / next == 0)
+        && seconds % unit / next != 0
     {
         text.push_str(&format!("{}{letter}", seconds % unit / next));
     }

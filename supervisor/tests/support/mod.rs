@@ -1,6 +1,8 @@
 //! A place of its own for each test, the built `vmsup` in it, and a supervisor made of a script.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod guest;
+
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
