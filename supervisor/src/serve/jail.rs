@@ -108,14 +108,20 @@ impl Drop for Held {
 }
 
 impl Jail {
-    /// Takes over a channel on which the jailer has said `Ready`. Needs a runtime.
+    /// Takes over a channel on which the jailer has said `Ready`; `ready` is a copy of its socket. Needs a runtime.
     ///
     /// # Errors
     /// What the registration with the reactor says.
-    pub fn new(channel: Channel<Request, Reply>, facts: Facts, pid: i32, pidfd: OwnedFd) -> std::io::Result<Arc<Jail>> {
+    pub fn new(
+        channel: Channel<Request, Reply>,
+        ready: OwnedFd,
+        facts: Facts,
+        pid: i32,
+        pidfd: OwnedFd,
+    ) -> std::io::Result<Arc<Jail>> {
         let flags = rustix::fs::fcntl_getfl(&channel)?;
         rustix::fs::fcntl_setfl(&channel, flags | rustix::fs::OFlags::NONBLOCK)?;
-        let ready = watch(channel.as_fd().try_clone_to_owned()?, Interest::READABLE | Interest::WRITABLE)?;
+        let ready = watch(ready, Interest::READABLE | Interest::WRITABLE)?;
         let pidfd = watch(pidfd, Interest::READABLE)?;
         let jail = Jail { channel, ready, pidfd, facts, pid, inner: Mutex::default(), alive: watch::Sender::new(true) };
         let jail = Arc::new(jail);

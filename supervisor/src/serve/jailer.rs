@@ -39,8 +39,12 @@ pub struct Jailer {
     pub channel: Channel<Request, Reply>,
     /// To reap it.
     pub child: Child,
+    /// Copy of the channel's socket, to wait for.
+    pub ready: OwnedFd,
     /// Readable once it has ended.
     pub pidfd: OwnedFd,
+    /// Copy of the pidfd, for who reaps it.
+    pub reaper: OwnedFd,
     /// What it can do on this host.
     pub facts: Facts,
 }
@@ -98,7 +102,12 @@ fn start_as(mut command: Command, options: &JailerOptions) -> Result<Jailer, Ser
     // Drops our copy of the jailer's end: a jailer that dies must be seen to hang up.
     drop(command);
     match meet(&channel, &child) {
-        Ok((facts, pidfd)) => Ok(Jailer { channel, child, pidfd, facts }),
+        Ok((facts, pidfd)) => {
+            // All that the supervisor holds for good is there before its socket is.
+            let ready = channel.as_fd().try_clone_to_owned().map_err(ServeError::Start)?;
+            let reaper = pidfd.try_clone().map_err(ServeError::Start)?;
+            Ok(Jailer { channel, child, ready, pidfd, reaper, facts })
+        }
         Err(error) => {
             // By its own pid, which cannot be another's: it is our child and not reaped yet.
             let _ = child.kill();

@@ -15,6 +15,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tokio::runtime::Runtime;
 
 mod actor;
 mod background;
@@ -146,8 +147,12 @@ pub fn serve(options: ServeOptions) -> Result<(), ServeError> {
     let rundir = rundir::RunDir::take(&dir, &socket)?;
     let starter = if options.background { Some(background::leave_terminal(&dir.join(paths::LOG_FILE))?) } else { None };
     log_to(starter.as_ref())?;
-    let result =
-        prepare(&options, &rundir, &socket, starter.as_ref()).and_then(|ready| confined(ready, &socket, starter));
+    let result = prepare(&options, &rundir, &socket, starter.as_ref()).and_then(|(runtime, ready)| {
+        let result = confined(&runtime, ready, &socket, starter);
+        // Whatever a thread still waits for (a hung file system) ends with the process.
+        runtime.shutdown_background();
+        result
+    });
     if let Err(error) = &result {
         tracing::error!("{error}");
     }
@@ -169,7 +174,7 @@ fn prepare(
     rundir: &rundir::RunDir,
     socket: &Path,
     starter: Option<&background::Starter>,
-) -> Result<Ready, ServeError> {
+) -> Result<(Runtime, Ready), ServeError> {
     let programs = paths::program_dir().map_err(|e| ServeError::System("finding our own executable", e))?;
     let host = Host::open(rundir)?;
     let jailer = jailer::start(&jailer::JailerOptions {
@@ -182,36 +187,35 @@ fn prepare(
     // After the jailer was started: it and its workers inherit neither the raised limit nor the blocked signals.
     let budget = budget::Budget::of(confine::raise_nofile());
     let signals = signals::block()?;
+    // Making the runtime takes system calls that running it does not. It has no thread yet but this one, which
+    // confine() makes sure of.
+    let runtime = run::runtime()?;
     let listener = rundir.bind(socket)?;
-    Ok(Ready { jailer, host, budget, listener, signals })
+    Ok((runtime, Ready { jailer, host, budget, listener, signals }))
 }
 
 /// Confines the process and serves.
-fn confined(ready: Ready, socket: &Path, starter: Option<background::Starter>) -> Result<(), ServeError> {
+fn confined(
+    runtime: &Runtime,
+    ready: Ready,
+    socket: &Path,
+    starter: Option<background::Starter>,
+) -> Result<(), ServeError> {
     if let Some(starter) = &starter {
         starter.detach()?;
     }
-    // The runtime first: making it takes system calls that running it does not. It has no thread yet but this one,
-    // which confine() makes sure of.
-    let result = run::runtime().and_then(|runtime| confine::confine().map(|()| runtime));
-    let runtime = match result {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            let _ = std::fs::remove_file(socket);
-            if let Some(starter) = starter {
-                starter.failed(&error);
-            }
-            return Err(error);
+    if let Err(error) = confine::confine() {
+        let _ = std::fs::remove_file(socket);
+        if let Some(starter) = starter {
+            starter.failed(&error);
         }
-    };
+        return Err(error);
+    }
     if let Some(starter) = starter {
         starter.ready();
     }
     tracing::info!(socket = %socket.display(), jailer = ready.jailer.child.id(), "serving");
-    let result = runtime.block_on(run::run(ready, socket));
-    // Whatever a blocking thread still waits for (a hung file system) ends with the process.
-    runtime.shutdown_background();
-    result
+    runtime.block_on(run::run(ready, socket))
 }
 
 /// The log goes to the file in the background, else to stderr; `VMSUP_LOG` chooses what (default: `info`).

@@ -45,18 +45,17 @@ pub fn runtime() -> Result<Runtime, ServeError> {
 /// The reactor could not take the fds.
 pub async fn run(ready: Ready, socket: &Path) -> Result<(), ServeError> {
     let system = |e| ServeError::System("registering with the reactor", e);
-    let super::jailer::Jailer { channel, child, pidfd, facts } = ready.jailer;
-    let reaper = pidfd.try_clone().map_err(system)?;
-    let jail = Jail::new(channel, facts, child.id() as i32, pidfd).map_err(system)?;
-    let budget = ready.budget;
-    let registry = Registry::new(ready.host.first_id, &budget);
+    let Ready { jailer, host, budget, listener, signals } = ready;
+    let super::jailer::Jailer { channel, child, ready, pidfd, reaper, facts } = jailer;
+    let jail = Jail::new(channel, ready, facts, child.id() as i32, pidfd).map_err(system)?;
+    let registry = Registry::new(host.first_id, &budget);
     let starts = Arc::new(Semaphore::new(budget.starts));
-    let context = Arc::new(Context { host: ready.host, jail, registry, deadlines: Default::default(), starts });
+    let context = Arc::new(Context { host, jail, registry, deadlines: Default::default(), starts });
     tokio::spawn(reap(child, reaper));
-    let listener = tokio::net::UnixListener::from_std(ready.listener).map_err(system)?;
+    let listener = tokio::net::UnixListener::from_std(listener).map_err(system)?;
     let connections = listen::Connections::new(budget.connections);
     let accepting = tokio::spawn(listen::accept(listener, context.clone(), connections.clone()));
-    let signals = watch(ready.signals, Interest::READABLE).map_err(system)?;
+    let signals = watch(signals, Interest::READABLE).map_err(system)?;
 
     tokio::select! {
         () = signalled(&signals) => {
