@@ -283,6 +283,20 @@ fn a_supervisor_that_is_killed_takes_its_vms_along() {
 }
 
 #[test]
+fn a_vm_whose_jailer_and_supervisor_are_both_killed_is_not_left_behind() {
+    let mut host = host();
+    host.vmsup(&["start", &host.guest("a", "deaf", "")]).ok();
+    host.said("a", "deaf up");
+    let pid = host.inspect("a")["pid"].as_i64().unwrap() as i32;
+    kill(host.jailer());
+    let refused = host.vmsup(&["start", &host.guest("b", "deaf", "")]);
+    assert_eq!((refused.status, host.state("a").as_str()), (Some(1), "running"), "{refused:?}");
+    kill(host.pid());
+    host.supervisor.wait().unwrap();
+    eventually("the end of its worker", || !std::path::Path::new(&format!("/proc/{pid}")).exists());
+}
+
+#[test]
 fn a_second_supervisor_in_one_directory_refuses() {
     let host = host();
     let sentence = host.vmsup(&["serve"]).sentence(3);

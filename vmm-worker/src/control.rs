@@ -98,8 +98,9 @@ impl Connection {
         }
     }
 
-    /// The next request of any peer. While the worker is `empty` it leaves when nobody holds the other end of its report
-    /// pipe: the jailer is gone, and nobody will ever send a VM here.
+    /// The next request of any peer. While the worker is `empty`, and while it has no peer, it leaves when nobody holds
+    /// the other end of its report pipe: with the jailer gone nobody will send it a VM, and with the supervisor gone as
+    /// well nobody knows of the VM that runs here.
     fn next(&mut self, empty: bool) -> (Request, Vec<OwnedFd>) {
         loop {
             self.wait(empty);
@@ -125,7 +126,7 @@ impl Connection {
         let source = self.peer.as_ref().map_or(self.listener.0.as_fd(), AsFd::as_fd);
         // The write end of a pipe asks for nothing: POLLERR is always told.
         let mut fds = [PollFd::from_borrowed_fd(source, PollFlags::IN), PollFd::new(&report, PollFlags::empty())];
-        let watched = if empty { 2 } else { 1 };
+        let watched = if empty || self.peer.is_none() { 2 } else { 1 };
         match poll(&mut fds[..watched], None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => (),
             Err(error) => leave(&End::Failed(Words::new(format_args!("the control thread cannot wait: {error}")))),
