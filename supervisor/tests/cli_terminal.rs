@@ -4,6 +4,7 @@ mod support;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -42,10 +43,16 @@ impl Terminal {
         !modes.local_modes.intersects(rustix::termios::LocalModes::ICANON | rustix::termios::LocalModes::ISIG)
     }
 
-    /// Reads until `text` was shown; all that was shown.
+    /// Reads until `text` was shown; all that was shown. Fails where the program ended without.
     fn until(&mut self, text: &str) -> String {
         let mut shown = Vec::new();
         while !String::from_utf8_lossy(&shown).contains(text) {
+            let pause = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+            let ended = self.child.try_wait().unwrap().is_some();
+            if poll(&mut [PollFd::new(&self.ours, PollFlags::IN)], Some(&pause)).unwrap() == 0 {
+                assert!(!ended, "{text:?} was not shown, but {:?}", String::from_utf8_lossy(&shown));
+                continue;
+            }
             let mut piece = [0; 256];
             let count = self.ours.read(&mut piece).unwrap();
             shown.extend_from_slice(&piece[..count]);

@@ -201,6 +201,10 @@ pub struct Serve {
     /// The worker's program, instead of the one beside this one.
     #[arg(long, value_name = "PATH", value_hint = ValueHint::ExecutablePath)]
     pub worker: Option<PathBuf>,
+    /// A delegated cgroup v2 directory to hold the limits of VMs, without processes of its own and above this shell's
+    /// cgroup. Default: a scope of the systemd user manager, where there is one.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub cgroup: Option<PathBuf>,
     /// Go to the background once ready, and log to supervisor.log in the runtime directory.
     #[arg(long)]
     pub background: bool,

@@ -81,7 +81,8 @@ impl Stop<'_> {
             Interrupt::StopKey => 130,
             Interrupt::OutputClosed => 141,
         };
-        let again = self.status.replace(status).is_some();
+        let again = self.status.is_some();
+        self.status.get_or_insert(status);
         // Who closed our output does not want to hear more.
         if interrupt != Interrupt::OutputClosed {
             notice(&match again {
