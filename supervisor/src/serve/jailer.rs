@@ -26,6 +26,8 @@ pub struct JailerOptions {
     pub worker: PathBuf,
     /// How many warm workers it keeps.
     pub pool: u32,
+    /// The delegated cgroup that it was told to use.
+    pub cgroup: Option<PathBuf>,
     /// Its working directory: the workers' sockets.
     pub dir: PathBuf,
     /// Its stdout and stderr; ours where there is none.
@@ -60,7 +62,8 @@ pub fn start(options: &JailerOptions) -> Result<Jailer, ServeError> {
             return Err(ServeError::NoProgram(program.clone()));
         }
     }
-    if let Some(scoped) = scope()
+    if options.cgroup.is_none()
+        && let Some(scoped) = scope()
         && let Ok(jailer) = start_as(scoped, options)
     {
         return Ok(jailer);
@@ -85,6 +88,9 @@ fn start_as(mut command: Command, options: &JailerOptions) -> Result<Jailer, Ser
         command.arg(&options.jailer);
     }
     command.arg("serve").arg("--worker").arg(&options.worker).args(["--pool", &options.pool.to_string()]);
+    if let Some(cgroup) = &options.cgroup {
+        command.arg("--cgroup").arg(cgroup);
+    }
     command.current_dir(&options.dir).stdin(Stdio::from(theirs.into_fd()));
     command.env_clear();
     for name in ["PATH", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS"] {

@@ -58,6 +58,8 @@ pub struct ServeOptions {
     pub jailer: Option<PathBuf>,
     /// `vmsup-worker`; default: beside our own executable.
     pub worker: Option<PathBuf>,
+    /// A delegated cgroup for the workers' leaves; default: a scope of the user's service manager, where there is one.
+    pub cgroup: Option<PathBuf>,
     /// Leave the terminal, log to a file, and say `ready` on stdout.
     pub background: bool,
 }
@@ -181,6 +183,7 @@ fn prepare(
         jailer: options.jailer.clone().unwrap_or_else(|| programs.join("vmsup-jailer")),
         worker: options.worker.clone().unwrap_or_else(|| programs.join("vmsup-worker")),
         pool: options.pool,
+        cgroup: options.cgroup.clone(),
         dir: rundir.workers_path(),
         log: starter.map(|s| s.log()).transpose()?,
     })?;

@@ -54,6 +54,11 @@ serve_with_cgroup() {
 	serve --jailer $lib/jailer-in-cgroup --worker $bin/vmsup-worker
 	wait_for 10 pool_full || fail "the warm pool does not fill: $(footprint)"
 }
+# The same where the directory is named, above the session's cgroup.
+serve_with_named_cgroup() {
+	serve --cgroup $vm_cgroup
+	wait_for 10 pool_full || fail "the warm pool does not fill: $(footprint)"
+}
 # Two, without an option.
 pool_full() { [ "$(pids_of vmsup-worker | wc -w)" = 2 ]; }
 

@@ -39,11 +39,28 @@ expect running as_vm "vmsup ls"
 as_vm "vmsup kill quiet && vmsup rm quiet && vmsup rm greedy"
 nothing_left "$before"
 
-step "without a delegated cgroup limits are refused"
-# shellcheck disable=SC2046
-kill $(pids_of vmsup)
 gone() { [ -z "$(pids_of vmsup)$(pids_of vmsup-jailer)" ]; }
-wait_for 20 gone || fail "supervisor or jailer did not leave: $(ps)"
+leave() {
+	# shellcheck disable=SC2046
+	kill $(pids_of vmsup)
+	wait_for 20 gone || fail "supervisor or jailer did not leave: $(ps)"
+}
+
+step "with a cgroup that is named"
+leave
+serve_with_named_cgroup
+as_vm "vmsup start ~/quiet.json"
+pid=$(as_vm "vmsup ls --json" | json pid)
+cgroup=/sys/fs/cgroup$(sed -n 's/^0:://p' "/proc/$pid/cgroup")
+case $cgroup in
+"$vm_cgroup"/w*) ;;
+*) fail "its cgroup is $cgroup" ;;
+esac
+[ "$(cat "$cgroup/memory.max")" = $((64 << 20)) ] || fail memory.max
+as_vm "vmsup kill quiet && vmsup rm quiet"
+
+step "without a delegated cgroup limits are refused"
+leave
 in_session=no
 serve
 status=0
