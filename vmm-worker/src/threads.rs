@@ -133,11 +133,11 @@ impl Start {
             let _ = self.offer.set(offer);
         }
         let offer = self.offer.wait().as_ref()?;
-        let vcpu = vm::create_vcpu(self.vm.wait(), offer, index, self.cpus).and_then(|vcpu| {
+        let vcpu = vm::create_vcpu(self.vm.wait(), offer, index, self.cpus).map(|mut vcpu| {
             if index == 0 {
-                vm::enter(&vcpu, *self.entry.wait())?;
+                vm::enter(&mut vcpu, *self.entry.wait());
             }
-            Ok(vcpu)
+            vcpu
         });
         // A failure after the first says nothing new.
         vcpu.map_err(|error| self.failure.set(error)).ok()

@@ -9,8 +9,11 @@ use crate::devices::IoEvent;
 use crate::interrupt::Interrupt;
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::{cpuid, sys};
-use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry};
-use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use kvm_bindings::{
+    CpuId, KVM_API_VERSION, KVM_CAP_DISABLE_QUIRKS, KVM_MAX_CPUID_ENTRIES, KVM_X86_QUIRK_LINT0_REENABLED, Msrs,
+    kvm_enable_cap, kvm_msr_entry,
+};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, SyncReg, VcpuFd, VmFd};
 use rustix::fs::{FileType, fstat};
 use std::os::fd::OwnedFd;
 use worker_api::{Part, StartFailure};
@@ -22,9 +25,6 @@ const TSS_ADDRESS: usize = 0xfffb_d000;
 const MSR_MISC_ENABLE: (u32, u64) = (0x1a0, 1);
 /// IA32_MTRR_DEF_TYPE: MTRRs on, all memory write-back. Without it Linux takes memory for uncached.
 const MSR_MTRR_DEF_TYPE: (u32, u64) = (0x2ff, 1 << 11 | 6);
-/// Offset of LVT LINT0 in a local APIC, and the value that masks it.
-const LVT_LINT0: usize = 0x350;
-const LVT_MASKED: u32 = 1 << 16;
 
 /// Why KVM could not make the VM.
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +91,8 @@ pub fn create(kvm: &Kvm, memory: &'static GuestMemory) -> Result<VmFd, VmError> 
 /// # Errors
 /// What KVM says.
 pub fn create_interrupt_controllers(vm: &VmFd) -> Result<(), VmError> {
-    vm.create_irq_chip().map_err(refused("make the interrupt controllers"))
+    vm.create_irq_chip().map_err(refused("make the interrupt controllers"))?;
+    cut_off_pic(vm)
 }
 
 /// What KVM can offer to every vCPU. Asking is slow (a third of a millisecond where the host itself is virtual), so it is
@@ -121,30 +122,33 @@ pub fn create_vcpu(vm: &VmFd, offer: &Offer, index: u8, count: u8) -> Result<Vcp
     let cpuid = cpuid::for_vcpu(&offer.cpuid, index, count, offer.tsc_deadline);
     vcpu.set_cpuid2(&cpuid).map_err(refused("set a vCPU's CPUID"))?;
     set_msrs(&vcpu);
-    if index == 0 {
-        cut_off_pic(&vcpu)?;
-    }
     Ok(vcpu)
 }
 
 /// What firmware would set. A KVM that does not know one of these has nothing to set either.
 fn set_msrs(vcpu: &VcpuFd) {
-    for (index, data) in [MSR_MISC_ENABLE, MSR_MTRR_DEF_TYPE] {
-        if let Ok(msrs) = Msrs::from_entries(&[kvm_msr_entry { index, data, ..kvm_msr_entry::default() }]) {
-            let _ = vcpu.set_msrs(&msrs);
+    let mut rest: &[_] = &[MSR_MISC_ENABLE, MSR_MTRR_DEF_TYPE].map(|(index, data)| kvm_msr_entry {
+        index,
+        data,
+        ..kvm_msr_entry::default()
+    });
+    // One request for all, because each loads the vCPU's state; KVM stops at the first that it does not know.
+    while let Ok(msrs) = Msrs::from_entries(rest) {
+        let set = vcpu.set_msrs(&msrs).unwrap_or(0);
+        match rest.get(set + 1..) {
+            Some(behind) if !behind.is_empty() => rest = behind,
+            _ => break,
         }
     }
 }
 
-/// Cuts the PIC off from the first vCPU. This machine has I/O APIC and local APICs only (hardware-reduced ACPI), and no
-/// guest masks a PIC that it is told is not there; KVM's hears every interrupt, and resets LINT0 so that it would get
-/// through, with a vector that nobody chose.
-fn cut_off_pic(first: &VcpuFd) -> Result<(), VmError> {
-    let mut state = first.get_lapic().map_err(refused("read a local APIC"))?;
-    for (register, byte) in state.regs[LVT_LINT0..].iter_mut().zip(LVT_MASKED.to_le_bytes()) {
-        *register = byte as _;
-    }
-    first.set_lapic(&state).map_err(refused("set a local APIC"))
+/// Cuts the PIC off from the first vCPU, before there is one. This machine has I/O APIC and local APICs only
+/// (hardware-reduced ACPI), and no guest masks a PIC that it is told is not there; KVM's hears every interrupt, and has the
+/// quirk of resetting the first LINT0 so that it gets through, with a vector that nobody chose.
+fn cut_off_pic(vm: &VmFd) -> Result<(), VmError> {
+    let mut quirks = kvm_enable_cap { cap: KVM_CAP_DISABLE_QUIRKS, ..kvm_enable_cap::default() };
+    quirks.args[0] = KVM_X86_QUIRK_LINT0_REENABLED.into();
+    vm.enable_cap(&quirks).map_err(refused("mask the PIC"))
 }
 
 /// Wires the devices: interrupts as irqfds, notifications as ioeventfds.
@@ -162,15 +166,15 @@ pub fn wire(vm: &VmFd, irqs: &[(u32, Interrupt)], ioevents: &[IoEvent]) -> Resul
     Ok(())
 }
 
-/// Sets the first vCPU's registers for the guest's first instruction.
-///
-/// # Errors
-/// What KVM says.
-pub fn enter(vcpu: &VcpuFd, entry: Entry) -> Result<(), VmError> {
-    let mut sregs = vcpu.get_sregs().map_err(refused("read the first vCPU's registers"))?;
+/// Has the first vCPU take its registers for the guest's first instruction when it is first run: with KVM_RUN itself, for
+/// each request of its own would load the vCPU's state once more.
+pub fn enter(vcpu: &mut VcpuFd, entry: Entry) {
+    let mut sregs = registers::at_reset();
     let regs = registers::at_entry(entry, &mut sregs);
-    vcpu.set_sregs(&sregs).map_err(refused("set the first vCPU's segments"))?;
-    vcpu.set_regs(&regs).map_err(refused("set the first vCPU's registers"))
+    let shared = vcpu.sync_regs_mut();
+    (shared.regs, shared.sregs) = (regs, sregs);
+    vcpu.set_sync_dirty_reg(SyncReg::Register);
+    vcpu.set_sync_dirty_reg(SyncReg::SystemRegister);
 }
 
 #[cfg(test)]
@@ -187,6 +191,23 @@ mod tests {
         let offer = Offer::ask(&kvm).unwrap();
         let vcpus = (0..count).map(|index| create_vcpu(&vm, &offer, index, count).unwrap()).collect();
         (vm, vcpus)
+    }
+
+    /// Offset of LVT LINT0 in a local APIC, and the value that masks it.
+    const LVT_LINT0: usize = 0x350;
+    const LVT_MASKED: u32 = 1 << 16;
+
+    #[test]
+    fn the_first_vcpu_starts_from_what_a_reset_leaves() {
+        let (_vm, vcpus) = vcpus(1);
+        let reset = vcpus[0].get_sregs().unwrap();
+        let ours = registers::at_reset();
+        assert_eq!(ours.apic_base, reset.apic_base);
+        assert_eq!(
+            (ours.cr0, ours.cr2, ours.cr3, ours.cr4, ours.cr8),
+            (reset.cr0, reset.cr2, reset.cr3, reset.cr4, reset.cr8)
+        );
+        assert_eq!((ours.ldt, ours.interrupt_bitmap), (reset.ldt, reset.interrupt_bitmap));
     }
 
     #[test]

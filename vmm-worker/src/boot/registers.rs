@@ -15,11 +15,28 @@ const EFER_LMA: u64 = 1 << 10;
 /// The bit of RFLAGS that is always set.
 const RFLAGS_FIXED: u64 = 1 << 1;
 
+/// IA32_APIC_BASE: address, on, of the bootstrap processor.
+const APIC_BASE: u64 = 0xfee0_0000;
+const APIC_ENABLED: u64 = 1 << 11;
+const APIC_FIRST: u64 = 1 << 8;
+
+const LDT: u8 = 0b0010;
 const CODE: u8 = 0b1011;
 const DATA: u8 = 0b0011;
 const BUSY_TSS: u8 = 0b1011;
 
-/// Changes `sregs` (as KVM reset them) for `entry` and gives the general registers.
+/// The segments and control registers of the first vCPU after a reset (Intel SDM 3, table 10-1), with its local APIC where
+/// it always is, switched on.
+pub fn at_reset() -> kvm_sregs {
+    kvm_sregs {
+        ldt: kvm_segment { limit: 0xffff, type_: LDT, present: 1, ..kvm_segment::default() },
+        cr0: 0x6000_0010,
+        apic_base: APIC_BASE | APIC_ENABLED | APIC_FIRST,
+        ..kvm_sregs::default()
+    }
+}
+
+/// Changes `sregs` (as a reset leaves them) for `entry` and gives the general registers.
 pub fn at_entry(entry: Entry, sregs: &mut kvm_sregs) -> kvm_regs {
     let data = flat(0x18, DATA, false);
     (sregs.ds, sregs.es, sregs.ss, sregs.fs, sregs.gs) = (data, data, data, data, data);
