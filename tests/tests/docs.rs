@@ -26,6 +26,13 @@ fn the_numbers_of_system_calls_in_security_md_are_those_of_the_filters() {
     let union: BTreeSet<_> =
         filters.iter().chain(&[&policies::WORKER_IO]).flat_map(|f| f.syscalls.iter().copied()).collect();
     assert_eq!(row("all worker threads together"), union.len());
+    let readme = read("README.md").split_whitespace().collect::<Vec<_>>().join(" ");
+    let sentence = format!(
+        "(a vCPU may make {} system calls, all threads together {})",
+        policies::WORKER_VCPU.syscalls.len(),
+        union.len()
+    );
+    assert!(readme.contains(&sentence), "README.md: {sentence}");
 }
 
 #[test]
