@@ -68,12 +68,14 @@ impl Delegated {
         Ok(Leaf { path, fd })
     }
 
-    /// Removes leaves that a predecessor left: rmdir takes only empty ones.
+    /// Kills what still lives in leaves that a predecessor left (its uid may be another VM's next), and removes them; one
+    /// whose processes take their time stays until the next start.
     fn remove_leftovers(&self) {
         for entry in std::fs::read_dir(&self.path).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let ours = name.to_str().and_then(|n| n.strip_prefix('w')).is_some_and(|n| n.parse::<u32>().is_ok());
             if ours {
+                let _ = std::fs::write(entry.path().join("cgroup.kill"), "1");
                 let _ = std::fs::remove_dir(entry.path());
             }
         }

@@ -123,7 +123,7 @@ mod tests {
     }
 
     fn order(seq: u64) -> Order {
-        Order { seq, limits: None, rlimits: Rlimits { fsize: 0, nproc: 1, memlock: 0 } }
+        Order { seq, limits: None, rlimits: Rlimits { fsize: 0, address_space: 0, nproc: 1, memlock: 0 } }
     }
 
     #[test]

@@ -15,6 +15,7 @@ use ipc::Channel;
 use jail_spec::{Facts, HowEnded, Refusal, Reply, Request, SLOTS_MAX, Slot, UidSource, Worker};
 use rustix::event::{Timespec, epoll};
 use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::process::{Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions};
 use std::path::PathBuf;
 
@@ -89,11 +90,13 @@ pub fn serve(options: Options) -> Result<(), Error> {
     // Of its own session: a Ctrl-C at the supervisor's terminal is the supervisor's to handle. Fails harmlessly where
     // the jailer leads its group already.
     let _ = rustix::process::setsid();
+    allow_all_files();
     let stdin = sys::take_stdin();
     if rustix::net::sockopt::socket_type(&stdin) != Ok(rustix::net::SocketType::SEQPACKET) {
         return Err(Error::Usage("serve is started by vmsup serve, with a channel as its standard input".into()));
     }
     let channel = Channel::new(stdin);
+    let _alone = alone_in_this_directory()?;
     channel.handshake(jail_spec::NAME, jail_spec::VERSION, 0)?;
     let workshop = Workshop::open(&options.worker)?;
     let cgroup = Delegated::prepare(options.cgroup.as_deref());
@@ -130,6 +133,23 @@ pub fn serve(options: Options) -> Result<(), Error> {
     let result = jailer.run();
     jailer.end_all();
     result
+}
+
+/// Waits until no other jailer works in this directory: one whose supervisor was killed may still be reaping workers that
+/// have the names, uids and cgroup leaves which this one is about to give out. Held until this process ends; children
+/// lose it by exec.
+fn alone_in_this_directory() -> Result<OwnedFd, Error> {
+    let failed = |e: rustix::io::Errno| Error::System("the directory of the workers' sockets", e.into());
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(".", flags, Mode::empty()).map_err(failed)?;
+    rustix::io::retry_on_intr(|| rustix::fs::flock(&directory, FlockOperation::LockExclusive)).map_err(failed)?;
+    Ok(directory)
+}
+
+/// Raises the soft limit of open files to the hard one: a worker costs four. Workers have a limit of their own.
+fn allow_all_files() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let _ = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 struct Jailer {
@@ -370,6 +390,7 @@ fn limit_resources(pid: i32, order: &Order) -> Result<(), Refusal> {
     let target = Pid::from_raw(pid);
     for (resource, name, value) in [
         (Resource::Fsize, "limit-fsize", order.rlimits.fsize),
+        (Resource::As, "limit-as", order.rlimits.address_space),
         (Resource::Nproc, "limit-nproc", u64::from(order.rlimits.nproc)),
         (Resource::Memlock, "limit-memlock", order.rlimits.memlock),
     ] {

@@ -21,7 +21,7 @@ pub struct Jailer {
 }
 
 /// Limits that are in no test's way.
-pub const ROOMY: Rlimits = Rlimits { fsize: 1 << 40, nproc: 64, memlock: 65536 };
+pub const ROOMY: Rlimits = Rlimits { fsize: 1 << 40, address_space: 1 << 40, nproc: 64, memlock: 65536 };
 
 impl Jailer {
     /// Starts it as `user` with `program` in the worker's place.

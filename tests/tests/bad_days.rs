@@ -124,7 +124,7 @@ fn a_jailer_killed_at_any_step_leaves_running_vms_alive_and_new_ones_refused() {
 
 #[test]
 fn a_supervisor_out_of_fds_refuses_with_a_sentence_and_recovers() {
-    let limit = ["prlimit", "--nofile=160:160"];
+    let limit = ["prlimit", "--nofile=200:200"];
     let host = Host::start_wrapped(&user::with_subuids(), &limit, &["--pool", "1"]);
     let mut started = Vec::new();
     let sentence = loop {
@@ -134,7 +134,7 @@ fn a_supervisor_out_of_fds_refuses_with_a_sentence_and_recovers() {
             break ran.sentence(1);
         }
         started.push(name);
-        assert!(started.len() < 160, "160 fds were enough for 160 VMs");
+        assert!(started.len() < 200, "200 fds were enough for 200 VMs");
     };
     assert!(sentence.contains("file"), "{sentence}");
     for name in &started {

@@ -174,3 +174,31 @@ fn a_worker_is_born_with_the_declared_fds_and_no_environment() {
         assert_ne!(own.to_string_lossy(), *theirs);
     }
 }
+
+#[test]
+fn a_jailer_waits_for_another_in_its_directory_to_be_gone() {
+    use jail_spec::{NAME, Request, VERSION};
+    let user = user::with_subuids();
+    let mut first = Jailer::start(&user, &program("vmsup-probe"), 0);
+    let (worker, _pidfd) = first.make(1);
+    let (channel, theirs) = ipc::Channel::<Request, Reply>::pair().unwrap();
+    let mut second = user
+        .command(program("vmsup-jailer"))
+        .args(["serve", "--pool", "0", "--worker"])
+        .arg(program("vmsup-probe"))
+        .current_dir(first.folder.path())
+        .stdin(std::process::Stdio::from(theirs.into_fd()))
+        .spawn()
+        .unwrap();
+    // It may not give out names, uids and cgroup leaves that are in use: it says nothing, however long one listens.
+    let soon = rustix::event::Timespec { tv_sec: 0, tv_nsec: 300_000_000 };
+    let mut set = [rustix::event::PollFd::new(&channel, rustix::event::PollFlags::IN)];
+    assert_eq!(rustix::event::poll(&mut set, Some(&soon)), Ok(0));
+    rustix::net::shutdown(&first.channel, rustix::net::Shutdown::Both).unwrap();
+    channel.handshake(NAME, VERSION, 0).unwrap();
+    assert!(matches!(channel.receive().unwrap().0, Reply::Ready(_)));
+    assert!(!alive(worker.pid), "the first has reaped what was its");
+    assert!(first.child.wait().unwrap().success());
+    drop(channel);
+    assert!(second.wait().unwrap().success());
+}

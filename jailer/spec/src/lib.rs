@@ -46,8 +46,11 @@ pub struct CgroupLimits {
 /// (`prlimit(2)`) when a worker is handed over, before it knows its VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rlimits {
-    /// RLIMIT_FSIZE, bytes: the largest of the writable disks and guest RAM.
+    /// RLIMIT_FSIZE, bytes: the size of the largest writable disk. Guest RAM and the console's ring are written through
+    /// mappings, which it does not concern.
     pub fsize: u64,
+    /// RLIMIT_AS, bytes: guest RAM, the ring, and what the worker's own code, stacks and heap take.
+    pub address_space: u64,
     /// RLIMIT_NPROC, threads (in the worker's user namespace, so of this worker alone).
     pub nproc: u32,
     /// RLIMIT_MEMLOCK, bytes.

@@ -10,8 +10,8 @@ const FIXED: u64 = 40;
 const VM: u64 = 5;
 /// A start under way: its files, memfds and both ends of what will be the worker's.
 const START: u64 = 24;
-/// A connection: its socket, and for a console a copy that notices the hang-up.
-const CONNECTION: u64 = 2;
+/// A connection: its socket, and for a console a copy that notices the hang-up and the console of a VM that is forgotten.
+const CONNECTION: u64 = 5;
 /// A VM that has ended and is kept: its console.
 const ENDED: u64 = 3;
 
@@ -34,7 +34,7 @@ impl Budget {
     /// Of a process that may open `nofile` files.
     pub fn of(nofile: u64) -> Budget {
         let starts = (nofile / 256).clamp(2, 16);
-        let connections = (nofile / 16).clamp(8, 1024);
+        let connections = (nofile / 32).clamp(8, 1024);
         let kept = (nofile / 32).clamp(4, 64);
         let rest = nofile.saturating_sub(FIXED + starts * START + connections * CONNECTION + 2 * kept * ENDED);
         let vms = (rest / VM).min(u64::from(jail_spec::SLOTS_MAX));

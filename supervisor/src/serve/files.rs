@@ -151,6 +151,10 @@ fn open(field: &str, path: &str, mode: OFlags, what: &str, allowed: &[FileType])
     if UNREAL.contains(&(rustix::fs::fstatfs(&found).map_err(failed)?.f_type as u32)) {
         return Err(refuse(field, path, "is on a file system of the kernel's own (such as /proc); name a real file"));
     }
+    // A memfd or a deleted file, reached through /proc/PID/fd: one of ours, perhaps.
+    if stat.st_nlink == 0 {
+        return Err(refuse(field, path, "has no name of its own (a deleted file, or one in memory); name a real file"));
+    }
     if !allowed.contains(&kind) {
         return Err(refuse(field, path, &format!("is {}; name {what}", name(kind))));
     }

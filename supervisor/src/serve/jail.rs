@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// What to say when there is no jailer any more.
 pub const GONE: &str = "the jailer is gone and this supervisor, being confined, cannot make another: stop your VMs or \
@@ -33,6 +33,8 @@ pub struct Jail {
     pub pid: i32,
     inner: Mutex<Inner>,
     alive: watch::Sender<bool>,
+    /// Slots whose end was heard, on their way to the jailer.
+    forget: mpsc::UnboundedSender<Slot>,
 }
 
 #[derive(Debug, Default)]
@@ -123,8 +125,19 @@ impl Jail {
         rustix::fs::fcntl_setfl(&channel, flags | rustix::fs::OFlags::NONBLOCK)?;
         let ready = watch(ready, Interest::READABLE | Interest::WRITABLE)?;
         let pidfd = watch(pidfd, Interest::READABLE)?;
-        let jail = Jail { channel, ready, pidfd, facts, pid, inner: Mutex::default(), alive: watch::Sender::new(true) };
-        let jail = Arc::new(jail);
+        let (forget, mut forgotten) = mpsc::unbounded_channel();
+        let (inner, alive) = (Mutex::default(), watch::Sender::new(true));
+        let jail = Arc::new(Jail { channel, ready, pidfd, facts, pid, inner, alive, forget });
+        tokio::spawn({
+            let jail = jail.clone();
+            async move {
+                while let Some(slot) = forgotten.recv().await {
+                    if let Err(error) = jail.send(&Request::Forget { slot }).await {
+                        return jail.lost(&error);
+                    }
+                }
+            }
+        });
         tokio::spawn({
             let jail = jail.clone();
             async move { jail.read().await }
@@ -193,7 +206,7 @@ impl Jail {
             };
             match self.channel.receive() {
                 Ok((reply, fds)) => {
-                    if let Err(error) = self.handle(reply, fds).await {
+                    if let Err(error) = self.handle(reply, fds) {
                         break error;
                     }
                 }
@@ -204,7 +217,7 @@ impl Jail {
         self.lost(&error);
     }
 
-    async fn handle(&self, reply: Reply, fds: Vec<OwnedFd>) -> Result<(), ipc::Error> {
+    fn handle(&self, reply: Reply, fds: Vec<OwnedFd>) -> Result<(), ipc::Error> {
         match reply {
             Reply::Made { seq, worker, warm } => {
                 let Some(pidfd) = fds.into_iter().next() else {
@@ -234,7 +247,8 @@ impl Jail {
                 if let Some(holder) = holder {
                     let _ = holder.send(WorkerEnd::new(how, &last_words));
                 }
-                self.send(&Request::Forget { slot }).await?;
+                // Not sent from here: the jailer may be waiting for us to read before it reads.
+                let _ = self.forget.send(slot);
             }
             Reply::Ready(_) => return Err(ipc::Error::Malformed("second Ready")),
         }
@@ -254,5 +268,40 @@ impl Jail {
         inner.living.clear();
         drop(inner);
         self.alive.send_replace(false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jail_spec::{HowEnded, UidSource};
+
+    #[tokio::test]
+    async fn a_jailer_that_tells_of_many_ends_before_it_reads_is_heard_out() {
+        let (ours, theirs) = Channel::<Request, Reply>::pair().unwrap();
+        let facts = Facts { uids: UidSource::Own, cgroup: Err("none".into()), pool: 0 };
+        let own = rustix::process::getpid();
+        let pidfd = rustix::process::pidfd_open(own, rustix::process::PidfdFlags::empty()).unwrap();
+        let ready = ours.as_fd().try_clone_to_owned().unwrap();
+        let jail = Jail::new(ours, ready, facts, own.as_raw_nonzero().get(), pidfd).unwrap();
+        // More than both sockets hold.
+        let ends = 2000;
+        let jailer = tokio::task::spawn_blocking(move || {
+            for slot in 0..ends {
+                let ended =
+                    Reply::Ended { slot: Slot(slot), pid: 1, how: HowEnded::Exited(0), last_words: String::new() };
+                theirs.send(&ended, &[]).unwrap();
+            }
+            let mut forgotten: Vec<u32> = (0..ends)
+                .map(|_| match theirs.receive().unwrap().0 {
+                    Request::Forget { slot } => slot.0,
+                    other => panic!("{other:?}"),
+                })
+                .collect();
+            forgotten.sort_unstable();
+            forgotten
+        });
+        assert_eq!(jailer.await.unwrap(), (0..ends).collect::<Vec<_>>());
+        drop(jail);
     }
 }

@@ -9,7 +9,6 @@ use jail_spec::{Facts, NAME, Reply, Request, VERSION};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -102,8 +101,6 @@ fn start_as(mut command: Command, options: &JailerOptions) -> Result<Jailer, Ser
         let copy = || log.try_clone().map(Stdio::from).map_err(ServeError::Start);
         command.stdout(copy()?).stderr(copy()?);
     }
-    // A Ctrl-C at the supervisor's terminal is for the supervisor alone: it ends its VMs, and the jailer after them.
-    command.process_group(0);
     let mut child = command.spawn().map_err(ServeError::Start)?;
     // Drops our copy of the jailer's end: a jailer that dies must be seen to hang up.
     drop(command);

@@ -38,6 +38,10 @@ impl Default for Deadlines {
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Threads beyond those that are counted: the engines' own helpers.
 const SPARE_THREADS: u32 = 8;
+/// Address space of a worker's own: its program, its heap, and room for what it reads.
+const OWN_SPACE: u64 = 32 << 20;
+/// Address space of one thread: its stack with guard pages, a vCPU's shared page.
+const THREAD_SPACE: u64 = 1 << 20;
 /// RLIMIT_MEMLOCK: no engine of this release locks memory; the kernel's own small uses stay possible.
 const MEMLOCK: u64 = 64 << 10;
 
@@ -248,7 +252,8 @@ fn rlimits(spec: &VmSpec, largest_writable: u64) -> Rlimits {
     // Control thread, reactor, vCPUs, and two threads for each disk.
     let threads = 2 + u32::from(spec.cpus) + 2 * spec.disks.len() as u32;
     Rlimits {
-        fsize: (spec.memory_mib << 20).max(console::RING_BYTES).max(largest_writable),
+        fsize: largest_writable,
+        address_space: (spec.memory_mib << 20) + console::RING_BYTES + OWN_SPACE + u64::from(threads) * THREAD_SPACE,
         nproc: threads + SPARE_THREADS,
         memlock: MEMLOCK,
     }
