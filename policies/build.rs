@@ -52,6 +52,7 @@ fn main() {
     let folder = root.join("seccomp").join(&arch);
     println!("cargo::rerun-if-changed={}", folder.display());
     println!("cargo::rerun-if-changed={}", root.join("process.json").display());
+    println!("cargo::rerun-if-changed={}", root.join("landlock.json").display());
     let mut code = String::new();
     let mut files: Vec<PathBuf> = fs::read_dir(&folder)
         .unwrap_or_else(|e| panic!("{}: {e}", folder.display()))
@@ -71,6 +72,7 @@ fn main() {
         all.iter().map(|n| format!("&{n}")).collect::<Vec<_>>().join(", ")
     )
     .unwrap();
+    landlock(&root.join("landlock.json"), &mut code);
     processes(&root.join("process.json"), &mut code);
     fs::write(Path::new(&env::var_os("OUT_DIR").unwrap()).join("policies.rs"), code).unwrap();
 }
@@ -84,6 +86,7 @@ fn filter(file: &Path, arch: &str, code: &mut String) -> Option<String> {
     let (name, body) = json.first_key_value().unwrap();
     assert!(json.len() == 1 && name == stem, "{}: one filter a file, named as the file", file.display());
     if body.get("unfiltered").is_some() {
+        unfiltered(file, &name.to_uppercase(), body.clone(), code);
         return None;
     }
     let parsed: FilterFile = serde_json::from_value(body.clone()).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
@@ -121,6 +124,62 @@ fn filter(file: &Path, arch: &str, code: &mut String) -> Option<String> {
     }
     writeln!(code, "] }};").unwrap();
     Some(constant)
+}
+
+/// A process without a filter says why, and what it calls.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Unfiltered {
+    unfiltered: String,
+    calls: Vec<Rule>,
+}
+
+fn unfiltered(file: &Path, constant: &str, body: serde_json::Value, code: &mut String) {
+    let parsed: Unfiltered = serde_json::from_value(body).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    assert!(parsed.unfiltered.len() >= 40, "{}: why is there no filter?", file.display());
+    for call in &parsed.calls {
+        assert!(call.comment.len() >= 8, "{}: {}: a call says which code needs it", file.display(), call.syscall);
+        assert!(call.args.is_none(), "{}: {}: nothing holds it to arguments", file.display(), call.syscall);
+    }
+    let calls: Vec<&str> = parsed.calls.iter().map(|c| c.syscall.as_str()).collect();
+    writeln!(
+        code,
+        "/// The system calls of a process that is not filtered.\npub static {constant}_CALLS: &[&str] = &{calls:?};"
+    )
+    .unwrap();
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Landlock {
+    comment: String,
+    floor_abi: u8,
+    newest_abi: u8,
+    handled: String,
+    rules: Vec<serde_json::Value>,
+}
+
+/// Emits `landlock.json`.
+fn landlock(file: &Path, code: &mut String) {
+    let all: BTreeMap<String, Landlock> =
+        serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    for (name, l) in all {
+        assert!(l.comment.len() >= 8, "{}: {name} says what it is for", file.display());
+        assert!(
+            l.handled == "all" && l.rules.is_empty(),
+            "{}: {name}: everything is denied, or this build fails",
+            file.display()
+        );
+        assert!(l.floor_abi >= 2 && l.floor_abi <= l.newest_abi, "{}: {name}: the floor", file.display());
+        let name = name.to_uppercase();
+        for (what, abi) in [("FLOOR", l.floor_abi), ("NEWEST", l.newest_abi)] {
+            writeln!(
+                code,
+                "/// `landlock.json`.\npub const LANDLOCK_{name}_{what}: landlock::ABI = landlock::ABI::V{abi};"
+            )
+            .unwrap();
+        }
+    }
 }
 
 /// Emits `process.json`.

@@ -26,18 +26,18 @@ pub fn seccomp(filter: &'static Filter) -> Result<(), Error> {
 }
 
 /// Denies the calling thread everything that landlock knows to deny: every right of the running ABI is handled and no
-/// rule gives one back. ABI 2 (Linux 5.19) is the floor; newer rights are handled where the kernel has them.
+/// rule gives one back. `landlock.json` says which ABI is the floor; newer rights are handled where the kernel has them.
 ///
 /// # Errors
 /// [`Error::NotEnforced`] where the kernel does not enforce at least ABI 2.
 pub fn landlock_deny_all() -> Result<(), Error> {
     let status = Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)
-        .handle_access(AccessFs::from_all(ABI::V2))?
+        .handle_access(AccessFs::from_all(crate::LANDLOCK_WORKER_FLOOR))?
         .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(AccessFs::from_all(ABI::V7))?
-        .handle_access(AccessNet::from_all(ABI::V7))?
-        .scope(Scope::from_all(ABI::V7))?
+        .handle_access(AccessFs::from_all(crate::LANDLOCK_WORKER_NEWEST))?
+        .handle_access(AccessNet::from_all(crate::LANDLOCK_WORKER_NEWEST))?
+        .scope(Scope::from_all(crate::LANDLOCK_WORKER_NEWEST))?
         .create()?
         .restrict_self()?;
     if status.ruleset == RulesetStatus::NotEnforced {

@@ -29,10 +29,26 @@ impl Jailer {
     /// # Panics
     /// Where it does not come up.
     pub fn start(user: &User, program: &Path, pool: u32) -> Jailer {
+        Jailer::start_wrapped(user, &[], program, pool)
+    }
+
+    /// As [`Jailer::start`], with a program in front that runs the jailer (`strace`, say).
+    ///
+    /// # Panics
+    /// Where it does not come up.
+    pub fn start_wrapped(user: &User, wrapper: &[&str], program: &Path, pool: u32) -> Jailer {
+        let jailer = crate::program("vmsup-jailer");
+        let mut command = match wrapper {
+            [] => user.command(&jailer),
+            [first, rest @ ..] => {
+                let mut command = user.command(first);
+                command.args(rest).arg(&jailer);
+                command
+            }
+        };
         let folder = Scratch::new(user);
         let (channel, theirs) = Channel::<Request, Reply>::pair().unwrap();
-        let child = user
-            .command(crate::program("vmsup-jailer"))
+        let child = command
             .args(["serve", "--pool", &pool.to_string(), "--worker"])
             .arg(program)
             .current_dir(folder.path())

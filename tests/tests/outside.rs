@@ -106,7 +106,11 @@ fn uid_and_limits_are_those_of_the_policy() {
         assert_eq!(limit(title), [value.to_string(), value.to_string()], "{name}");
     }
     let number = |title: &str| limit(title)[1].parse::<u64>().unwrap();
-    assert!(number("Max processes") <= 64, "threads of two vCPUs and two disks");
+    assert_eq!(
+        number("Max processes"),
+        16,
+        "control, reactor, two vCPUs, two threads for each of two disks, eight spare"
+    );
     assert_eq!(number("Max file size"), 1 << 20, "its writable disk");
     let beyond_ram = number("Max address space") - (64 << 20);
     assert!(beyond_ram < 64 << 20, "{beyond_ram} bytes beyond guest RAM");
@@ -123,17 +127,35 @@ fn the_fds_are_the_declared_ones_and_the_root_is_empty() {
         let seen: jail_spec::Inspection = ipc::codec::decode(&output.stdout, ipc::codec::FRAME_LIMIT).unwrap();
         assert_eq!(seen.environ_bytes, 0);
         assert_eq!(seen.root_entries, [""; 0]);
-        let count = |what: &str| seen.fds.iter().filter(|(_, target)| target.starts_with(what)).count();
-        for (number, target) in &seen.fds {
-            let known = ["/dev/null", "pipe:[", "socket:[", "/dev/kvm", "anon_inode:", "/memfd:", "/a.img", "/b.img"];
-            let work = vm.host.work.path().to_str().unwrap();
-            let target = target.strip_prefix(work).unwrap_or(target);
-            assert!(known.iter().any(|k| target.starts_with(k)), "fd {number} is {target}");
+        let [mount] = &seen.mounts[..] else { panic!("{:?}", seen.mounts) };
+        assert!(mount.contains(" / / ro,nosuid,nodev,noexec") && mount.contains("- tmpfs none ro,"), "{mount}");
+        let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+        for (_, target) in &seen.fds {
+            // Pipes and sockets have a number, files the test's directory in front.
+            let target = target.strip_prefix(vm.host.work.path().to_str().unwrap()).unwrap_or(target);
+            let kind =
+                target.split_once(":[").map_or(target, |(kind, _)| if kind == "anon_inode" { target } else { kind });
+            *kinds.entry(kind.to_owned()).or_default() += 1;
         }
-        // The report pipe and the console's input; the control socket that listens and the supervisor's connection.
-        assert_eq!((count("pipe:["), count("socket:[")), (2, 2), "{:?}", seen.fds);
-        assert!(count("/memfd:") <= 2, "guest RAM and the console's ring: {:?}", seen.fds);
-        assert_eq!(count("anon_inode:kvm-vcpu"), 2, "{:?}", seen.fds);
+        let declared = [
+            ("/dev/null", 2),
+            // The report pipe and the console's input.
+            ("pipe", 2),
+            // The control socket that listens, and the supervisor's connection.
+            ("socket", 2),
+            ("/memfd:vmsup-ram (deleted)", 1),
+            ("/memfd:vmsup-console (deleted)", 1),
+            ("/a.img", 1),
+            ("/b.img", 1),
+            ("anon_inode:kvm-vm", 1),
+            ("anon_inode:kvm-vcpu:0", 1),
+            ("anon_inode:kvm-vcpu:1", 1),
+            ("anon_inode:[eventpoll]", 1),
+            // The console's notification and input; interrupts of the serial port, the power device, two disks and the
+            // entropy device; kicks of those three; completions of the two disks.
+            ("anon_inode:[eventfd]", 12),
+        ];
+        assert_eq!(kinds, declared.map(|(kind, count)| (kind.to_owned(), count)).into());
     }
 }
 
@@ -177,15 +199,74 @@ fn a_worker_cannot_be_read_by_a_process_of_its_own_uid() {
     }
 }
 
+/// No capability in any set that can be used, now or by exec without a set-uid program.
+fn without_capabilities(status: &BTreeMap<String, String>) {
+    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        assert_eq!(u64::from_str_radix(&status[set], 16), Ok(0), "{set} of {}", status["Name"]);
+    }
+}
+
 #[test]
 fn the_supervisor_is_confined_on_every_thread() {
     let host = Host::start(&user::with_subuids(), &[]);
     for task in names(format!("/proc/{}/task", host.pid())) {
         let status = status(&format!("/proc/{}/task/{task}/status", host.pid()));
         assert_eq!((status["NoNewPrivs"].as_str(), status["Seccomp"].as_str()), ("1", "2"), "{}", status["Name"]);
-        assert_eq!(u64::from_str_radix(&status["CapEff"], 16), Ok(0));
+        without_capabilities(&status);
     }
-    let jailer = status(&format!("/proc/{}/status", host.jailer()));
-    assert_eq!((jailer["Threads"].as_str(), jailer["Seccomp"].as_str()), ("1", "0"), "as policies/ says of the jailer");
-    assert_eq!(u64::from_str_radix(&jailer["CapEff"], 16), Ok(0));
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", host.pid())).unwrap();
+    let core = limits.lines().find(|l| l.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    assert_eq!(policies::PROCESS_SUPERVISOR.rlimits, [("core", 0)]);
+}
+
+#[test]
+fn the_jailer_has_one_thread_and_no_capability() {
+    let host = Host::start(&user::with_subuids(), &[]);
+    let status = status(&format!("/proc/{}/status", host.jailer()));
+    assert_eq!((status["Threads"].as_str(), status["Seccomp"].as_str()), ("1", "0"), "as policies/ says of the jailer");
+    without_capabilities(&status);
+}
+
+/// The system calls of a jailer and of what it makes until that is a program of its own (newuidmap, the worker), by
+/// strace's log.
+fn calls_before_exec(log: &str) -> BTreeSet<&str> {
+    let mut programs = BTreeSet::new();
+    let mut calls = BTreeSet::new();
+    for line in log.lines() {
+        let Some((pid, rest)) = line.split_once(' ') else { continue };
+        let Some((call, _)) = rest.trim_start().split_once('(') else { continue };
+        if !call.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_') || programs.contains(pid) {
+            continue;
+        }
+        calls.insert(call);
+        // The first exec of all is that of the jailer itself.
+        if call.starts_with("execve") && calls.len() > 1 && rest.ends_with("= 0") {
+            programs.insert(pid);
+        }
+    }
+    calls
+}
+
+#[test]
+fn the_jailer_calls_what_its_policy_lists_and_nothing_else() {
+    use vmsup_tests::jailer::Jailer;
+    if std::process::Command::new("strace").arg("-V").output().is_err() {
+        return vmsup_tests::skip("the_jailer_calls_what_its_policy_lists", "strace is not installed (make deps)");
+    }
+    let user = user::with_subuids();
+    let folder = vmsup_tests::Scratch::new(&user);
+    let log = folder.path().join("strace");
+    let trace = ["strace", "-f", "-o", log.to_str().unwrap(), "--"];
+    {
+        let jailer = Jailer::start_wrapped(&user, &trace, &program("vmsup-worker"), 1);
+        let (worker, pidfd) = jailer.make(1);
+        jailer.end(&worker, &pidfd);
+        jailer.make(2);
+    }
+    let log = std::fs::read_to_string(&log).unwrap();
+    let calls = calls_before_exec(&log);
+    assert!(calls.contains("pivot_root") && calls.contains("clone3"), "{calls:?}");
+    let unlisted: Vec<_> = calls.iter().filter(|call| !policies::JAILER_CALLS.contains(call)).collect();
+    assert!(unlisted.is_empty(), "{unlisted:?}");
 }
