@@ -96,8 +96,9 @@ fn claim(ring: &OwnedFd, written: u64) {
         assert!(!page.is_null() && page.cast() != libc::MAP_FAILED);
         MAPPING.store(page, Ordering::Relaxed);
     }
+    let counter = page.wrapping_byte_add(console::WRITTEN as usize);
     // SAFETY: the page was mapped above, writable, and is never unmapped; the counter stands at its start.
-    unsafe { page.byte_add(console::WRITTEN as usize).write_volatile(written.to_le()) };
+    unsafe { counter.write_volatile(written.to_le()) };
 }
 
 fn started_frame() -> Vec<u8> {

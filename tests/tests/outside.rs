@@ -235,6 +235,10 @@ fn calls_before_exec(log: &str) -> BTreeSet<&str> {
     let mut calls = BTreeSet::new();
     for line in log.lines() {
         let Some((pid, rest)) = line.split_once(' ') else { continue };
+        // An exec that another process's call interrupted in the log.
+        if rest.trim_start().starts_with("<... execve") && rest.ends_with("= 0") {
+            programs.insert(pid);
+        }
         let Some((call, _)) = rest.trim_start().split_once('(') else { continue };
         if !call.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_') || programs.contains(pid) {
             continue;
