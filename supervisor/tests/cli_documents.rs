@@ -22,6 +22,12 @@ fn vmsup_alone_prints_its_help_with_examples() {
 }
 
 #[test]
+fn the_help_of_serve_tells_how_to_choose_what_is_logged() {
+    let help = Place::new().run(&["serve", "--help"]).stdout;
+    assert!(help.contains("VMSUP_LOG") && help.contains("debug shows a line for each"), "{help}");
+}
+
+#[test]
 fn every_command_has_help() {
     let commands = "start run ls inspect console logs stop kill rm wait doctor serve schema version completions man";
     for command in commands.split(' ') {

@@ -120,7 +120,7 @@ pub enum Command {
         #[command(flatten)]
         vm: Vm,
         /// Seconds that the VM has.
-        #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(0..=86400))]
+        #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = seconds)]
         timeout: u32,
         #[command(flatten)]
         json: Json,
@@ -160,6 +160,11 @@ pub enum Command {
     ///
     /// Other commands start it in the background by themselves; run it yourself to see its log, or under a service
     /// manager. When it ends, its VMs are stopped.
+    #[command(after_help = "Environment:
+  VMSUP_LOG    what is logged: error, warn, info (default), debug, trace; debug shows a line for each
+               start of a VM with the time that each stage took, in microseconds
+
+Example:\n  VMSUP_LOG=debug vmsup serve")]
     Serve(Serve),
     /// Print the JSON Schema of vm.json.
     #[command(after_help = "Example:\n  vmsup schema > vm.schema.json")]
@@ -193,7 +198,7 @@ pub struct Serve {
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub runtime_dir: Option<PathBuf>,
     /// How many warm workers wait for VMs. Each starts a VM faster by a millisecond or two and costs about 1 MiB.
-    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=64))]
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = workers)]
     pub pool: u32,
     /// The jailer's program, instead of the one beside this one.
     #[arg(long, value_name = "PATH", value_hint = ValueHint::ExecutablePath)]
@@ -224,6 +229,20 @@ pub struct Json {
     /// Print JSON, for programs.
     #[arg(long)]
     pub json: bool,
+}
+
+fn seconds(text: &str) -> Result<u32, String> {
+    number(text, 86400, "seconds")
+}
+
+fn workers(text: &str) -> Result<u32, String> {
+    number(text, 64, "workers")
+}
+
+/// clap's own parser speaks of digits and strings.
+fn number(text: &str, max: u32, of: &str) -> Result<u32, String> {
+    let number = text.parse().ok().filter(|n| *n <= max);
+    number.ok_or_else(|| format!("give a number of {of} from 0 to {max}"))
 }
 
 /// Ids satisfy the rule for names, too.
