@@ -60,6 +60,33 @@ impl User {
     }
 }
 
+/// How many subordinate ids a user is given, as `useradd` does.
+const RANGE: u32 = 65536;
+/// Where the ids of `useradd` begin.
+const RANGE_FIRST: u32 = 100_000;
+
+/// The first range of [`RANGE`] ids that no line of these tables (/etc/subuid and /etc/subgid) touches: first and last.
+pub fn free_range(tables: [&str; 2]) -> Option<(u32, u32)> {
+    let taken = |line: &str| {
+        let mut fields = line.trim().split(':').skip(1);
+        let first: u64 = fields.next()?.trim().parse().ok()?;
+        let count: u64 = fields.next()?.trim().parse().ok()?;
+        (count > 0).then(|| (first, first.saturating_add(count)))
+    };
+    let mut ranges: Vec<(u64, u64)> = tables.iter().flat_map(|table| table.lines().filter_map(taken)).collect();
+    ranges.sort_unstable();
+    let mut first = u64::from(RANGE_FIRST);
+    for (start, end) in ranges {
+        if start >= first + u64::from(RANGE) {
+            break;
+        }
+        first = first.max(end);
+    }
+    // The last id of all, u32::MAX, means "none" to the kernel.
+    let last = first.checked_add(u64::from(RANGE) - 1).filter(|last| *last < u64::from(u32::MAX))?;
+    Some((u32::try_from(first).ok()?, u32::try_from(last).ok()?))
+}
+
 /// All checks of this file.
 pub fn checks(user: &User, socket: &Path, supervisor: &io::Result<VersionInfo>) -> Vec<Check> {
     let mut checks = Vec::new();
@@ -148,11 +175,11 @@ fn running(supervisor: &io::Result<VersionInfo>, socket: &Path) -> Check {
             "requests of this release may be refused",
             format!("stop its VMs, then kill {}; the next command starts one of this release", info.pid),
         ),
-        Ok(info) if info.jailer.pid.is_none() => Check::warning(
+        Ok(info) if info.jailer.pid.is_none() => Check::failure(
             NAME,
             format!("runs (pid {}), but its jailer is gone", info.pid),
             "it cannot start another VM; the running ones go on",
-            "stop your VMs or let them end; the supervisor then leaves, and the next command starts both",
+            format!("kill {} (this ends its VMs); the next command starts a supervisor with a jailer", info.pid),
         ),
         Ok(info) => {
             let uids = match info.jailer.uids.as_str() {
@@ -247,6 +274,19 @@ mod tests {
     }
 
     #[test]
+    fn a_free_range_touches_nobodys() {
+        assert_eq!(free_range(["", ""]), Some((100_000, 165_535)));
+        assert_eq!(free_range(["bob:1:99999\n", ""]), Some((100_000, 165_535)));
+        assert_eq!(free_range(["bob:100000:65536\n", "eve:165536:65536\n"]), Some((231_072, 296_607)));
+        // Out of order, in both files, with a gap that is one id too small and one that fits.
+        let uids = "c:400000:65536\na:100000:10\n# none\nx:y:z\ne:100:0\n";
+        assert_eq!(free_range([uids, "b:165545:10\n"]), Some((165_555, 231_090)));
+        assert_eq!(free_range([uids, "b:165546:10\n"]), Some((100_010, 165_545)));
+        assert_eq!(free_range(["bob:100000:4294867296\n", ""]), None);
+        assert_eq!(free_range(["bob:5:18446744073709551615\n", ""]), None);
+    }
+
+    #[test]
     fn a_missing_or_foreign_program_is_a_failure() {
         let dir = Path::new("/opt/bin");
         let says = |name: &str, version: &str| Program::Says(format!("{name} {version}"));
@@ -292,7 +332,8 @@ mod tests {
         let judge = |answer: io::Result<VersionInfo>| running(&answer, Path::new("/s")).result;
         assert_eq!(judge(info(VERSION, Some(8))), Fine);
         assert_eq!(judge(info("0.0.1", Some(8))), Warning);
-        assert_eq!(judge(info(VERSION, None)), Warning);
+        assert_eq!(judge(info(VERSION, None)), Failure);
+        assert!(running(&info(VERSION, None), Path::new("/s")).fix.starts_with("kill 7 "));
         assert_eq!(judge(Err(io::ErrorKind::NotFound.into())), Fine);
         assert_eq!(judge(Err(io::ErrorKind::PermissionDenied.into())), Failure);
     }

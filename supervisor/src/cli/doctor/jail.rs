@@ -1,7 +1,7 @@
 //! What a jail is made of: user namespaces, subordinate ids, landlock, seccomp, cgroups.
 
-use super::install::User;
-use super::{Check, read};
+use super::install::{self, User};
+use super::{Check, Level, read};
 use std::path::{Path, PathBuf};
 use vmsup::api::types::VersionInfo;
 
@@ -84,9 +84,23 @@ fn ids(user: &User, subuid: Option<&str>, subgid: Option<&str>, mappers: &[Mappe
                        as you, and only their other walls hold";
     let range = |text: Option<&str>| text.and_then(|text| user.largest_range(text));
     let name = user.name_or_id();
-    let (Some(uids), Some(gids)) = (range(subuid), range(subgid)) else {
-        let fix = format!("sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {name}");
-        return Check::warning(NAME, format!("{name} has no range in /etc/subuid and /etc/subgid"), WHY, fix);
+    let (uids, gids) = match (range(subuid), range(subgid)) {
+        (Some(uids), Some(gids)) => (uids, gids),
+        (uids, gids) => {
+            let (files, options) = match (uids, gids) {
+                (None, None) => ("/etc/subuid and /etc/subgid", &["--add-subuids", "--add-subgids"] as &[&str]),
+                (None, _) => ("/etc/subuid", &["--add-subuids"] as &[&str]),
+                _ => ("/etc/subgid", &["--add-subgids"] as &[&str]),
+            };
+            let fix = match install::free_range([subuid, subgid].map(Option::unwrap_or_default)) {
+                Some((first, last)) => {
+                    let options: Vec<String> = options.iter().map(|o| format!("{o} {first}-{last}")).collect();
+                    format!("sudo usermod {} {name}", options.join(" "))
+                }
+                None => format!("free a range of 65536 ids in {files}, and give it to {name}"),
+            };
+            return Check::warning(NAME, format!("{name} has no range in {files}"), WHY, fix);
+        }
     };
     for mapper in mappers {
         let install = format!("sudo apt-get install --reinstall uidmap (it brings {})", mapper.name);
@@ -135,7 +149,8 @@ fn delegated(user: &User) -> Option<String> {
     read(&format!("/sys/fs/cgroup/user.slice/user-{uid}.slice/user@{uid}.service/cgroup.controllers"))
 }
 
-/// Whether `limits` can be held: what the running jailer says, else what can be expected of the next one.
+/// Whether `limits` can be held: what the running jailer says, else what can be expected of the next one. What is in the
+/// way is told in the same words, whether a jailer runs or not; only where nothing is, the jailer's reason stands alone.
 fn cgroups(supervisor: Option<&VersionInfo>, v2: bool, delegated: Option<&str>) -> Check {
     const NAME: &str = "cgroups";
     const WHY: &str = "the \"limits\" of a VM are held by cgroups; without them a VM with limits is refused, or runs \
@@ -147,23 +162,28 @@ fn cgroups(supervisor: Option<&VersionInfo>, v2: bool, delegated: Option<&str>) 
             return Check::ok(NAME, format!("limits are held in {path}"));
         }
         let reason = jailer.cgroup_reason.as_deref().unwrap_or("the jailer does not say why");
-        return Check::warning(NAME, format!("limits cannot be held: {reason}"), WHY, login);
+        let expected = cgroups(None, v2, delegated);
+        return match expected.result {
+            Level::Ok => Check::warning(NAME, format!("limits cannot be held: {reason}"), WHY, login),
+            _ => Check { why: format!("{WHY} (the running jailer says: {reason})"), ..expected },
+        };
     }
     if !v2 {
         let fix = "boot with systemd.unified_cgroup_hierarchy=1";
-        return Check::warning(NAME, "no cgroup v2 in /sys/fs/cgroup", WHY, fix);
+        return Check::warning(NAME, "limits cannot be held: no cgroup v2 in /sys/fs/cgroup", WHY, fix);
     }
     let Some(delegated) = delegated else {
-        return Check::warning(NAME, "no user service manager that would delegate a cgroup", WHY, login);
+        let finding = "limits cannot be held: no user service manager that would delegate a cgroup";
+        return Check::warning(NAME, finding, WHY, login);
     };
     let missing: Vec<&str> =
         ["memory", "pids", "cpu"].into_iter().filter(|c| !delegated.split_whitespace().any(|d| d == *c)).collect();
     if missing.is_empty() {
-        return Check::ok(NAME, "memory, pids and cpu are delegated to this user");
+        return Check::ok(NAME, "limits can be held: memory, pids and cpu are delegated to this user");
     }
     Check::warning(
         NAME,
-        format!("not delegated to this user: {}", missing.join(", ")),
+        format!("limits cannot be held: not delegated to this user: {}", missing.join(", ")),
         WHY,
         "sudo systemctl edit user@.service, add [Service] Delegate=cpu memory pids, then log in again",
     )
@@ -171,7 +191,7 @@ fn cgroups(supervisor: Option<&VersionInfo>, v2: bool, delegated: Option<&str>) 
 
 #[cfg(test)]
 mod tests {
-    use super::super::Level::{self, Failure, Ok, Warning};
+    use super::super::Level::{Failure, Ok, Warning};
     use super::*;
 
     fn user() -> User {
@@ -207,9 +227,19 @@ mod tests {
         assert_check(
             &ids(&user(), range, Some("bob:1:2"), &mappers_that(true, true)),
             Warning,
-            "usermod --add-subuids",
+            "usermod --add-subgids 165536-231071 anna",
         );
-        assert_check(&ids(&user(), None, None, &mappers_that(true, true)), Warning, "usermod --add-subuids");
+        assert_check(
+            &ids(&user(), None, None, &mappers_that(true, true)),
+            Warning,
+            "usermod --add-subuids 100000-165535 --add-subgids 100000-165535 anna",
+        );
+        let taken = Some("bob:100000:65536\n");
+        assert_check(
+            &ids(&user(), taken, None, &mappers_that(true, true)),
+            Warning,
+            "--add-subuids 165536-231071 --add-subgids 165536-231071",
+        );
         assert_check(&ids(&user(), range, range, &mappers_that(false, false)), Warning, "uidmap");
         assert_check(&ids(&user(), range, range, &mappers_that(true, false)), Warning, "uidmap");
     }
@@ -246,6 +276,11 @@ mod tests {
         let without = cgroups(Some(&version(None)), true, Some("cpu memory pids"));
         assert_check(&without, Warning, "linger");
         assert!(without.finding.contains("no user manager"), "{without:?}");
+        for (v2, delegated) in [(false, None), (true, None), (true, Some("memory pids"))] {
+            let (with, without) = (cgroups(Some(&version(None)), v2, delegated), cgroups(None, v2, delegated));
+            assert_eq!((&with.finding, &with.fix), (&without.finding, &without.fix));
+            assert!(with.why.contains("no user manager"), "{with:?}");
+        }
         assert_check(&cgroups(None, false, None), Warning, "unified_cgroup_hierarchy");
         assert_check(&cgroups(None, true, None), Warning, "linger");
         assert_check(&cgroups(None, true, Some("memory pids")), Warning, "Delegate=");

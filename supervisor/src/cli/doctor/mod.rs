@@ -9,7 +9,7 @@ mod kvm;
 use super::client::Client;
 use super::failure::{FAILED, Failure};
 use super::output::{print, print_json};
-use super::sanitize::line;
+use super::sanitize::{line, without_errno};
 use serde::Serialize;
 
 /// How a check came out.
@@ -52,7 +52,14 @@ impl Check {
         why: impl Into<String>,
         fix: impl Into<String>,
     ) -> Check {
-        Check { check, result: Level::Warning, finding: finding.into(), why: why.into(), fix: fix.into() }
+        let plain = |text: String| without_errno(&text);
+        Check {
+            check,
+            result: Level::Warning,
+            finding: plain(finding.into()),
+            why: plain(why.into()),
+            fix: plain(fix.into()),
+        }
     }
 
     /// VMs cannot be started.
@@ -138,6 +145,8 @@ mod tests {
             "ok       a   good\\u{1b}[2J\nFAILURE  bb  bad\n             why: it matters\n             fix: mend it\n\n\
              VMs cannot be started here: 1 failure(s).\n"
         );
+        let refused = Check::warning("c", std::io::Error::from_raw_os_error(13).to_string(), "", "");
+        assert_eq!(refused.finding, "Permission denied");
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!((&json["ok"], &json["checks"][1]["result"]), (&false.into(), &"failure".into()));
     }
