@@ -39,7 +39,7 @@ fn an_unknown_field_is_named_with_its_line_and_the_nearest_known_one() {
 #[test]
 fn a_wrong_type_says_what_belongs_there() {
     let said = refused(with("\"cpus\": 1", "\"cpus\": \"one\""));
-    assert_eq!(said, "3:11: cpus: the text \"one\" is not possible; give a whole number from 0 to 65535");
+    assert_eq!(said, "3:11: cpus: the text \"one\" is not possible; give a whole number from 1 to 32");
 }
 
 #[test]
@@ -112,6 +112,32 @@ fn relative_paths_are_relative_to_the_file_not_to_the_caller() {
 }
 
 #[test]
+fn one_file_for_two_disks_is_refused_where_either_writes() {
+    let place = Place::new();
+    let here = place.path().display().to_string();
+    place.file("disk", vec![0; 4096]);
+    std::os::unix::fs::symlink("disk", place.path().join("link")).unwrap();
+    std::fs::hard_link(place.path().join("disk"), place.path().join("hard")).unwrap();
+    for (first, second) in [("", ""), (", \"readonly\": true", ""), ("", ", \"readonly\": true")] {
+        for other in ["disk", "link", "hard"] {
+            let disks = format!("[ {{ \"path\": \"disk\"{first} }},\n    {{ \"path\": \"{other}\"{second} }} ]");
+            place.file("vm.json", with("\"hello\" }", &format!("\"hello\" }},\n  \"disks\": {disks}")));
+            let said = refused_in(&place);
+            let says = format!("7:15: disks[1].path: {here}/{other}: the same file as disks[0]; give");
+            assert!(said.starts_with(&says), "{said}");
+        }
+    }
+}
+
+#[test]
+fn a_limit_below_the_vms_memory_is_refused() {
+    let limits =
+        |mib: u32| with("\"hello\" }", &format!("\"hello\" }},\n  \"limits\": {{ \"memory_max_mib\": {mib} }}"));
+    let said = refused(limits(31));
+    assert!(said.starts_with("6:33: limits.memory_max_mib: 31 MiB is less than memory_mib, 32"), "{said}");
+}
+
+#[test]
 fn a_boot_with_nothing_or_too_much_to_boot_is_refused() {
     assert!(refused(with("\"builtin\": \"hello\"", "")).starts_with("5:11: boot: has nothing to boot"));
     let both = with("\"hello\" }", "\"hello\", \"kernel\": \"/k\" }");
@@ -151,6 +177,11 @@ fn what_is_no_regular_file_is_refused_without_blocking() {
     assert_eq!(refused_in(&place), " no such file; check the path");
     std::fs::create_dir(&file).unwrap();
     assert_eq!(refused_in(&place), " a directory; give a regular file");
+    // The reads of this one fail, those of others go on for ever.
+    for file in ["/proc/self/mem", "/proc/self/status"] {
+        let done = place.run(&["start", file]);
+        assert_eq!(done.is_one_sentence(2), format!("{file}: a file that the kernel makes up; give a regular file"));
+    }
 }
 
 #[test]
@@ -186,6 +217,10 @@ fn wrong_arguments_have_status_2_and_start_nothing() {
         let done = place.run(args);
         assert_eq!((done.status, done.stdout.as_str()), (2, ""), "{args:?}: {done:?}");
         assert!(done.stderr.starts_with("error: "), "{args:?}: {done:?}");
+        assert!(
+            !args.contains(&"soon") || done.stderr.contains(": give a number of seconds from 0 to 86400"),
+            "{done:?}"
+        );
     }
     assert_eq!(place.leftovers(), Vec::<std::path::PathBuf>::new());
 }

@@ -180,6 +180,15 @@ fn check_limits(spec: &VmSpec, limits: &Limits) -> Result<(), FieldError> {
     // Control thread, reactor, the vCPUs, and at least one thread for each disk's I/O.
     let threads = 2 + u64::from(spec.cpus) + spec.disks.len() as u64;
     within("memory_max_mib", limits.memory_max_mib, 1, 2 * u64::from(MEMORY_MIB_MAX), "MiB")?;
+    if let Some(max) = limits.memory_max_mib.filter(|max| *max < spec.memory_mib) {
+        let memory = spec.memory_mib;
+        return Err(FieldError::new(
+            "limits.memory_max_mib",
+            format!(
+                "{max} MiB is less than memory_mib, {memory}: the VM would be killed when it uses its memory; give at least {memory}, or lower memory_mib"
+            ),
+        ));
+    }
     within("pids_max", limits.pids_max.map(u64::from), threads, 4096, "threads")?;
     within("cpu_percent", limits.cpu_percent.map(u64::from), 1, 100 * u64::from(CPUS_MAX), "per cent")
 }
@@ -330,6 +339,10 @@ mod tests {
         let limits = |json: &str| serde_json::from_str::<Limits>(json).ok();
         assert_eq!(with(|s| s.limits = limits(r#"{"memory_max_mib":640,"pids_max":64,"cpu_percent":150}"#)), Ok(()));
         refused("limits.pids_max", "3 to 4096", |s| s.limits = limits(r#"{"pids_max":2}"#));
+        assert_eq!(with(|s| s.limits = limits(r#"{"memory_max_mib":32}"#)), Ok(()));
+        refused("limits.memory_max_mib", "less than memory_mib, 32", |s| {
+            s.limits = limits(r#"{"memory_max_mib":31}"#);
+        });
         refused("limits.cpu_percent", "0 per cent", |s| s.limits = limits(r#"{"cpu_percent":0}"#));
         refused("limits.memory_max_mib", "MiB", |s| s.limits = limits(r#"{"memory_max_mib":18446744073709551615}"#));
     }

@@ -4,7 +4,7 @@
 //! and checks what it opened.
 
 use super::check::{self, FieldError};
-use crate::spec::VmSpec;
+use crate::spec::{Disk, VmSpec};
 use nix::sys::statfs::{
     CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, DEBUGFS_MAGIC, FsType, PROC_SUPER_MAGIC, SECURITYFS_MAGIC, SYSFS_MAGIC,
     TRACEFS_MAGIC,
@@ -40,7 +40,38 @@ pub(super) fn check_host(spec: &VmSpec) -> Result<(), FieldError> {
         let rights = if disk.readonly { Access::READ_OK } else { Access::READ_OK | Access::WRITE_OK };
         check_file(&disk.path, true, rights).map_err(|m| FieldError::new(format!("disks[{n}].path"), m))?;
     }
+    check_shared(&spec.disks)
+}
+
+/// Two disks of one file would write over each other; two that only read it do no harm.
+fn check_shared(disks: &[Disk]) -> Result<(), FieldError> {
+    let identity = |disk: &Disk| {
+        let stat = rustix::fs::stat(&disk.path).ok()?;
+        // A block device is the same whichever node leads to it.
+        let block = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
+        Some(if block { (true, stat.st_rdev, 0) } else { (false, stat.st_dev, stat.st_ino) })
+    };
+    let identities: Vec<_> = disks.iter().map(identity).collect();
+    for (n, one) in disks.iter().enumerate() {
+        let same = |m: &usize| {
+            identities[*m].is_some() && identities[*m] == identities[n] && !(one.readonly && disks[*m].readonly)
+        };
+        if let Some(first) = (0..n).find(same) {
+            let name = check::escaped_path(&one.path);
+            return Err(FieldError::new(
+                format!("disks[{n}].path"),
+                format!(
+                    "{name}: the same file as disks[{first}]; give each disk a file of its own, or set \"readonly\": true for both"
+                ),
+            ));
+        }
+    }
     Ok(())
+}
+
+/// Whether a file lies in a file system whose files are no files.
+pub(super) fn is_made_up(file: impl std::os::fd::AsFd) -> bool {
+    nix::sys::statfs::fstatfs(file).is_ok_and(|s| KERNEL_FILE_SYSTEMS.contains(&s.filesystem_type()))
 }
 
 fn check_file(path: &str, block_device_too: bool, rights: Access) -> Result<(), String> {
@@ -120,6 +151,18 @@ mod tests {
         }
         assert_eq!(check_file(&text(&good), true, Access::READ_OK | Access::WRITE_OK), Ok(()));
         std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn two_disks_may_share_a_file_that_both_only_read() {
+        let path = std::env::temp_dir().join(format!("vmsup-shared-{}", std::process::id()));
+        std::fs::write(&path, b"x").unwrap();
+        let disk = |readonly: bool| {
+            serde_json::from_value::<Disk>(serde_json::json!({ "path": path, "readonly": readonly })).unwrap()
+        };
+        assert_eq!(check_shared(&[disk(true), disk(true)]), Ok(()));
+        assert_eq!(check_shared(&[disk(true), disk(true), disk(false)]).unwrap_err().field, "disks[2].path");
+        std::fs::remove_file(path).unwrap();
     }
 
     #[test]

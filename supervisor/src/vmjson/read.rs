@@ -25,6 +25,9 @@ pub(super) fn bounded(path: &Path) -> Result<String, String> {
     if kind != FileType::RegularFile {
         return Err(format!("{}; give a regular file", super::files::kind_name(kind)));
     }
+    if super::files::is_made_up(&fd) {
+        return Err("a file that the kernel makes up; give a regular file".into());
+    }
     let size = u64::try_from(stat.st_size).unwrap_or(u64::MAX);
     if size > SPEC_MAX_BYTES {
         return Err(too_large(&format!("{size} bytes are")));
@@ -77,6 +80,7 @@ mod tests {
         refused(Path::new("/dev/null"), "a character device");
         refused(&folder.join("socket"), "cannot be opened");
         refused(&folder.join("none"), "no such file");
+        refused(Path::new("/proc/self/mem"), "the kernel makes up");
         std::fs::remove_dir_all(folder).unwrap();
     }
 

@@ -3,6 +3,7 @@
 use super::check::{escaped, shown};
 use super::de::{Problem, TypeError, choices};
 use super::tree::{Fault, TreeError, position};
+use worker_api::{CPUS_MAX, MEMORY_MIB_MAX, MEMORY_MIB_MIN};
 
 /// The field and the sentence of a text that has no tree.
 pub(super) fn of_fault(text: &str, error: &TreeError) -> (Option<String>, String) {
@@ -49,7 +50,8 @@ pub(super) fn of_type_error(error: &TypeError) -> String {
             None => "missing; add it".into(),
         },
         Problem::WrongType { found, expected } => {
-            format!("{found} is not possible; give {expected}{}", type_hint(found, expected))
+            let expected = bounds(&error.field()).unwrap_or_else(|| expected.clone());
+            format!("{found} is not possible; give {expected}{}", type_hint(found, &expected))
         }
         Problem::Other(message) => message.clone(),
     }
@@ -69,6 +71,15 @@ fn nearest(name: &str, known: &[&'static str]) -> Option<&'static str> {
         .filter(|(s, _)| *s > 0.84)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, k)| k)
+}
+
+/// What a number of a field may be, where that is less than its type holds.
+fn bounds(field: &str) -> Option<String> {
+    match field {
+        "cpus" => Some(format!("a whole number from 1 to {CPUS_MAX}")),
+        "memory_mib" => Some(format!("a whole number from {MEMORY_MIB_MIN} to {MEMORY_MIB_MAX} (MiB)")),
+        _ => None,
+    }
 }
 
 fn type_hint(found: &str, expected: &str) -> &'static str {
@@ -149,11 +160,15 @@ mod tests {
         assert_eq!(at(&with("\"disks\": {}")), "vm.json:6:10: disks: an object is not possible; give a list in [ ]");
         assert_eq!(
             at("{\"name\": \"a\",\n \"cpus\": \"2\"}"),
-            "vm.json:2:10: cpus: the text \"2\" is not possible; give a whole number from 0 to 65535, without quotes"
+            "vm.json:2:10: cpus: the text \"2\" is not possible; give a whole number from 1 to 32, without quotes"
         );
-        assert!(at("{\"cpus\": 1.5}").contains("cpus: 1.5 is not possible; give a whole number"));
+        assert!(at("{\"cpus\": 1.5}").ends_with("cpus: 1.5 is not possible; give a whole number from 1 to 32"));
+        for memory in ["-1", "1e30"] {
+            let said = at(&format!("{{\"memory_mib\": {memory}}}"));
+            assert!(said.ends_with("give a whole number from 20 to 1048576 (MiB)"), "{said}");
+        }
         assert!(at("{\"cpus\": -1}").contains("cpus: -1 is not possible"));
-        assert!(at("{\"cpus\": 70000}").contains("cpus: 70000 is not possible; give a whole number from 0 to 65535"));
+        assert!(at("{\"cpus\": 70000}").contains("cpus: 70000 is not possible; give a whole number from 1 to 32"));
         assert!(at("{\"memory_mib\": 99999999999999999999}").contains("memory_mib: 100000000000000000000 is not"));
         assert!(at("{\"name\": null}").contains("name: null is not possible; give text in quotes"));
         assert!(at("{\"boot\": \"vmlinuz\"}").contains("boot: the text \"vmlinuz\" is not possible; give an object"));
