@@ -178,6 +178,62 @@ fn a_socket_that_was_named_is_used_and_nothing_is_started_for_it() {
 }
 
 #[test]
+fn best_effort_limits_that_are_not_held_are_noted() {
+    for (limits, note) in [
+        ("not held: no cgroup v2", "vmsup: the limits of web1 are not held: no cgroup v2\n"),
+        ("held by a cgroup below /x", ""),
+        ("none asked for", ""),
+    ] {
+        let fake = Fake::new(move |_| {
+            let mut vm = vm("web1", None);
+            vm["worker"] = json!({ "pid": 1, "start_time": 1, "uid": 1, "slot": 0, "warm": true, "limits": limits });
+            Answer::Json(201, vm)
+        });
+        fake.place.file("vm.json", HELLO);
+        let done = fake.place.run(&["start", "vm.json"]);
+        assert_eq!((done.status, done.stderr.as_str()), (0, note), "{done:?}");
+    }
+}
+
+#[test]
+fn a_runtime_directory_that_is_not_there_is_named_with_what_to_do() {
+    let place = Place::new();
+    let none = place.path().join("none");
+    let says =
+        format!("{}: no such directory; make it, or set XDG_RUNTIME_DIR to a directory of your own", none.display());
+    for args in [&["ls"] as &[&str], &["serve"]] {
+        let done = support::Done::from(place.vmsup(args).env("XDG_RUNTIME_DIR", &none).output().unwrap());
+        assert_eq!(done.is_one_sentence(1), says, "{args:?}");
+    }
+}
+
+#[test]
+fn a_socket_of_somebody_else_says_whose_it_must_be() {
+    use std::os::unix::process::CommandExt;
+    if !rustix::process::getuid().is_root() {
+        // Only root can become somebody else, and nobody is shut out of a socket of their own by its directory alone.
+        return;
+    }
+    let fake = Fake::new(|_| Answer::Json(200, json!([])));
+    let socket = fake.place.path().join("run/vmsup/api.sock");
+    std::fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    // The program may be where nobody else can reach it, so it is carried along.
+    let program = fake.place.path().join("vmsup");
+    // cp(1) has the file open for writing in no process that another test's fork could copy (ETXTBSY).
+    let copied = std::process::Command::new("cp").arg(env!("CARGO_BIN_EXE_vmsup")).arg(&program).status();
+    assert!(copied.unwrap().success());
+    let output = std::process::Command::new(program)
+        .args(["--socket", socket.to_str().unwrap(), "ls"])
+        .uid(65534)
+        .gid(65534)
+        .output()
+        .unwrap();
+    let done = support::Done::from(output);
+    let says = "no permission to connect; run as the user whose supervisor it is, or name your own with --socket";
+    assert_eq!(done.is_one_sentence(1), format!("{}: {says}", socket.display()));
+}
+
+#[test]
 fn a_supervisor_that_cannot_be_started_says_why() {
     use std::os::unix::fs::PermissionsExt;
     let place = Place::new();

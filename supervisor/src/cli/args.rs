@@ -161,8 +161,9 @@ pub enum Command {
     /// Other commands start it in the background by themselves; run it yourself to see its log, or under a service
     /// manager. When it ends, its VMs are stopped.
     #[command(after_help = "Environment:
-  VMSUP_LOG    what is logged: error, warn, info (default), debug, trace; debug shows a line for each
-               start of a VM with the time that each stage took, in microseconds
+  VMSUP_LOG    what is logged: error, warn, info (default), debug or trace;
+               debug shows a line for each start of a VM with the time of
+               each stage in microseconds
 
 Example:\n  VMSUP_LOG=debug vmsup serve")]
     Serve(Serve),

@@ -118,6 +118,8 @@ impl Client {
         let socket = vmsup::vmjson::check::escaped_path(&self.socket);
         let what = if is_absent(error) {
             format!("no supervisor answers; start one with `vmsup serve --socket {socket}`")
+        } else if error.raw_os_error() == Some(rustix::io::Errno::ACCESS.raw_os_error()) {
+            "no permission to connect; run as the user whose supervisor it is, or name your own with --socket".into()
         } else {
             format!("cannot connect ({error}); check that the socket is your supervisor's")
         };

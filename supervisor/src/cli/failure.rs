@@ -65,6 +65,6 @@ pub fn notice(sentence: &str) {
     use std::io::Write;
     // A raw terminal does not return the carriage by itself.
     let end = if super::terminal::is_raw() { "\r\n" } else { "\n" };
-    let line = format!("vmsup: {}{end}", super::sanitize::line(sentence));
+    let line = format!("vmsup: {}{end}", super::sanitize::line(&super::sanitize::without_errno(sentence)));
     let _ = std::io::stderr().write_all(line.as_bytes());
 }

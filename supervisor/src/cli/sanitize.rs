@@ -4,6 +4,26 @@
 //! the line never reaches the terminal: escape sequences are dropped whole, so that a boot log with colours stays
 //! readable; other control characters are shown (`^G`), and so are those of Unicode (C1, bidirectional).
 
+/// A sentence without the numbers of errors (` (os error 13)`) that Rust adds to their names: nobody looks them up.
+pub fn without_errno(sentence: &str) -> String {
+    const MARK: &str = " (os error ";
+    let mut out = String::with_capacity(sentence.len());
+    let mut rest = sentence;
+    while let Some(at) = rest.find(MARK) {
+        let (before, after) = (&rest[..at], &rest[at + MARK.len()..]);
+        out.push_str(before);
+        let digits = after.bytes().take_while(u8::is_ascii_digit).count();
+        rest = match after[digits..].strip_prefix(')') {
+            Some(behind) if digits > 0 => behind,
+            _ => {
+                out.push_str(MARK);
+                after
+            }
+        };
+    }
+    out + rest
+}
+
 /// Makes a stream of bytes harmless, piece by piece: a sequence or a character may be cut anywhere.
 #[derive(Debug, Default)]
 pub struct Sanitizer {
@@ -185,6 +205,14 @@ mod tests {
                 .collect();
             let out = sanitizer.feed(&bytes);
             assert!(!out.chars().any(|c| c.is_control() && c != '\n' && c != '\t'), "{bytes:?} gave {out:?}");
+        }
+    }
+
+    #[test]
+    fn the_number_of_an_error_is_left_out_and_nothing_else() {
+        assert_eq!(without_errno("a (No such file (os error 2)); b (os error 13)"), "a (No such file); b");
+        for same in ["", "a (os error )", "a (os error x)", "a (os error 2", "ü (os error ü"] {
+            assert_eq!(without_errno(same), same);
         }
     }
 

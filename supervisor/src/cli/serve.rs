@@ -2,6 +2,7 @@
 
 use super::args::Serve;
 use super::failure::{ALREADY_SERVED, FAILED, Failure};
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use vmsup::serve::{ServeError, ServeOptions, serve as serve_until_told};
 
@@ -11,7 +12,25 @@ pub fn serve(socket: Option<PathBuf>, args: Serve) -> Result<(), Failure> {
     serve_until_told(ServeOptions { socket, runtime_dir, pool, jailer, worker, cgroup, background }).map_err(|error| {
         Failure {
             status: if matches!(error, ServeError::Served(_)) { ALREADY_SERVED } else { FAILED },
-            sentence: Some(error.to_string()),
+            sentence: Some(sentence(&error)),
         }
     })
+}
+
+/// What is wrong, and what to do where the kernel's word alone does not tell.
+fn sentence(error: &ServeError) -> String {
+    let ServeError::Path { path, source, .. } = error else { return error.to_string() };
+    let above = path.parent().unwrap_or(path);
+    match source.kind() {
+        ErrorKind::NotFound => {
+            format!(
+                "{}: no such directory; make it, or set XDG_RUNTIME_DIR to a directory of your own",
+                above.display()
+            )
+        }
+        ErrorKind::PermissionDenied => {
+            format!("{error}; check who owns {}, or set XDG_RUNTIME_DIR to a directory of your own", above.display())
+        }
+        _ => error.to_string(),
+    }
 }

@@ -32,7 +32,11 @@ pub fn create(mut api: Api, file: &SpecFile, rm: bool) -> Result<(Api, VmInfo), 
         error => Failure::from(error),
     };
     api.ask("POST", "/v1/vms", Some(&request))?;
-    let info = api.answer().map_err(located)?;
+    let info: VmInfo = api.answer().map_err(located)?;
+    // Only best-effort limits can be left unheld; whoever wrote them down should know.
+    if let Some(reason) = info.worker.as_ref().and_then(|worker| worker.limits.strip_prefix("not held: ")) {
+        notice(&format!("the limits of {} are not held: {reason}", info.summary.name));
+    }
     Ok((api, info))
 }
 

@@ -85,7 +85,7 @@ impl Done {
         let sentence = self.stderr.strip_prefix("vmsup: ").unwrap_or_else(|| panic!("{self:?}"));
         let sentence = sentence.strip_suffix('\n').unwrap_or_else(|| panic!("{self:?}"));
         assert!(!sentence.contains(|c: char| c.is_control()), "{self:?}");
-        for inside in ["Some(", "None", "Err(", "Error {", "kind:", "panicked", "os error 2)", "::"] {
+        for inside in ["Some(", "None", "Err(", "Error {", "kind:", "panicked", "(os error", "::"] {
             assert!(!sentence.contains(inside), "{inside:?} in {sentence}");
         }
         sentence

@@ -1,5 +1,6 @@
 //! The jail of a running worker: what the kernel shows of it, what each file is for, and where it is not as declared.
 
+use super::super::sanitize::without_errno;
 use super::proc::{self, Process};
 use jail_spec::Inspection;
 use serde::Serialize;
@@ -76,7 +77,7 @@ pub fn look(info: &VmInfo, worker: &WorkerInfo) -> std::io::Result<Jail> {
     let deviations = deviations(&process, inside.as_ref().ok());
     let (inside, inside_error) = match inside {
         Ok(inside) => (Some(inside), None),
-        Err(error) => (None, Some(error)),
+        Err(error) => (None, Some(without_errno(&error))),
     };
     Ok(Jail { pid: worker.pid, process, inside, inside_error, asserted: asserted(), deviations })
 }

@@ -7,6 +7,7 @@ mod text;
 use super::client::{Client, vm_target};
 use super::failure::Failure;
 use super::output::{print, print_json};
+use super::sanitize::without_errno;
 use jail::Jail;
 use serde::Serialize;
 use vmsup::api::types::VmInfo;
@@ -28,7 +29,7 @@ pub fn inspect(client: &Client, vm: &str, json: bool) -> Result<(), Failure> {
     let looked = info.worker.as_ref().map(|worker| {
         jail::look(&info, worker).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => "its process has just ended".to_owned(),
-            _ => format!("its process cannot be looked at ({e})"),
+            _ => without_errno(&format!("its process cannot be looked at ({e})")),
         })
     });
     let (jail, jail_error) = match looked.transpose() {
