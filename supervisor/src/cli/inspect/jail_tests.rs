@@ -19,6 +19,7 @@ fn as_declared() -> (Process, Inspection) {
     let thread = |tid, name: &str| Thread {
         tid,
         name: name.into(),
+        kernel: false,
         capabilities: none,
         no_new_privs: true,
         seccomp: "filter".into(),

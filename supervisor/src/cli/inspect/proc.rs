@@ -10,6 +10,9 @@ pub struct Thread {
     pub tid: i32,
     /// Its name (`comm`).
     pub name: String,
+    /// The kernel made it for itself and it never runs the program: KVM adds one (`kvm-nx-lpage-re`) to a process with a
+    /// VM. The kernel says so by a flag that no program can set; its name could be anybody's.
+    pub kernel: bool,
     /// Its capability sets, by name, as masks.
     pub capabilities: Capabilities,
     /// no_new_privs is set.
@@ -106,8 +109,13 @@ pub fn read(pid: i32, start_time: u64) -> io::Result<Process> {
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .collect();
     tids.sort_unstable();
-    let threads =
-        tids.into_iter().filter_map(|tid| parse_thread(tid, &text(&format!("task/{tid}/status")).ok()?)).collect();
+    let threads = tids
+        .into_iter()
+        .filter_map(|tid| {
+            let stat = text(&format!("task/{tid}/stat")).ok()?;
+            parse_thread(tid, &text(&format!("task/{tid}/status")).ok()?, &stat)
+        })
+        .collect();
     let process = Process {
         uids: numbers(field(&status, "Uid").unwrap_or_default()),
         gids: numbers(field(&status, "Gid").unwrap_or_default()),
@@ -124,6 +132,15 @@ pub fn parse_start_time(stat: &str) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
+/// `PF_USER_WORKER` among the flags of a task, since Linux 6.4; before, KVM's helpers were no threads of the process.
+const USER_WORKER: u32 = 0x4000;
+
+/// Whether the kernel made a thread for KVM. The flag had another meaning once, so the name must fit, too.
+fn is_kvms(name: &str, stat: &str) -> bool {
+    let flags = || stat.rsplit_once(')')?.1.split_whitespace().nth(6)?.parse::<u32>().ok();
+    name.starts_with("kvm-") && flags().is_some_and(|flags| flags & USER_WORKER != 0)
+}
+
 fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
     status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }
@@ -133,11 +150,13 @@ fn numbers(text: &str) -> Vec<u32> {
 }
 
 /// `None` for a text that lacks what every kernel writes: such a thread is not taken for a harmless one.
-fn parse_thread(tid: i32, status: &str) -> Option<Thread> {
+fn parse_thread(tid: i32, status: &str, stat: &str) -> Option<Thread> {
     let mask = |name: &str| u64::from_str_radix(field(status, name)?, 16).ok();
+    let name = field(status, "Name")?;
     Some(Thread {
         tid,
-        name: field(status, "Name")?.to_owned(),
+        name: name.to_owned(),
+        kernel: is_kvms(name, stat),
         capabilities: Capabilities {
             inheritable: mask("CapInh")?,
             permitted: mask("CapPrm")?,
@@ -184,7 +203,7 @@ mod tests {
 
     #[test]
     fn a_status_is_read() {
-        let thread = parse_thread(7, STATUS).unwrap();
+        let thread = parse_thread(7, STATUS, "").unwrap();
         assert!(thread.capabilities.are_none() && thread.no_new_privs);
         assert_eq!(
             (thread.name.as_str(), thread.seccomp.as_str(), thread.seccomp_filters),
@@ -196,12 +215,12 @@ mod tests {
     #[test]
     fn a_single_capability_is_seen() {
         let status = STATUS.replace("CapBnd:\t0000000000000000", "CapBnd:\t0000000000200000");
-        assert!(!parse_thread(7, &status).unwrap().capabilities.are_none());
+        assert!(!parse_thread(7, &status, "").unwrap().capabilities.are_none());
     }
 
     #[test]
     fn a_status_without_a_set_is_not_taken_for_a_harmless_one() {
-        assert_eq!(parse_thread(7, &STATUS.replace("CapEff", "CapXyz")), None);
+        assert_eq!(parse_thread(7, &STATUS.replace("CapEff", "CapXyz"), ""), None);
     }
 
     #[test]
@@ -209,6 +228,15 @@ mod tests {
         let rest = "S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20";
         assert_eq!(parse_start_time(&format!("12 (a) b) 1 2 (c) {rest}")), Some(4711));
         assert_eq!(parse_start_time("12 (a"), None);
+    }
+
+    #[test]
+    fn a_thread_is_the_kernels_by_its_flag_and_not_by_its_name() {
+        let stat = |flags: u32| format!("9 (kvm-nx-lpage-re) S 1 2 3 0 -1 {flags} 0 0");
+        assert!(is_kvms("kvm-nx-lpage-re", &stat(0x0040_4040)));
+        assert!(!is_kvms("kvm-nx-lpage-re", &stat(0x0040_0040)));
+        assert!(!is_kvms("vcpu0", &stat(0x0040_4040)));
+        assert!(!is_kvms("kvm-nx-lpage-re", "9 (kvm"));
     }
 
     #[test]

@@ -133,7 +133,7 @@ fn threads(process: &Process) -> String {
         .map(|t| {
             vec![
                 t.tid.to_string(),
-                t.name.clone(),
+                if t.kernel { format!("{} (the kernel's own)", t.name) } else { t.name.clone() },
                 t.seccomp.clone(),
                 t.seccomp_filters.map_or_else(|| "?".into(), |n| n.to_string()),
                 if t.no_new_privs { "yes" } else { "NO" }.into(),
