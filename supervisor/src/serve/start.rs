@@ -9,6 +9,7 @@ use super::memfd;
 use super::worker::{Control, ControlError};
 use crate::api::types::{ApiError, ErrorCode};
 use crate::spec::{DiskEngine, Enforce, Limits, VmSpec};
+use crate::vmjson::check::escaped_path;
 use jail_spec::{CgroupLimits, Refusal, Rlimits};
 use rustix::fs::{CWD, Mode, OFlags};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -67,6 +68,8 @@ pub struct Parcel {
     kernel: OwnedFd,
     initrd: Option<OwnedFd>,
     disks: Vec<OwnedFd>,
+    /// The fields that name these files, and the paths, for messages.
+    paths: Vec<(String, String)>,
     /// Among the starts that are under way.
     _place: OwnedSemaphorePermit,
 }
@@ -133,9 +136,17 @@ fn parcel(
         Some(kernel) => kernel,
         None => own_copy(&context.host.hello).map_err(failed)?,
     };
-    let spec = worker_spec(spec, files.initrd.is_some())?;
-    let parcel = Parcel { spec, ram, console: ends, kernel, initrd: files.initrd, disks: files.disks, _place: place };
+    let (paths, spec) = (paths(spec), worker_spec(spec, files.initrd.is_some())?);
+    let GuestFiles { initrd, disks, .. } = files;
+    let parcel = Parcel { spec, ram, console: ends, kernel, initrd, disks, paths, _place: place };
     Ok((console, parcel))
+}
+
+/// Each field of a spec that names a file, and the path.
+fn paths(spec: &VmSpec) -> Vec<(String, String)> {
+    let boot = [("boot.kernel", &spec.boot.kernel), ("boot.initrd", &spec.boot.initrd)];
+    let boot = boot.into_iter().filter_map(|(field, path)| Some((field.to_owned(), path.clone()?)));
+    boot.chain(spec.disks.iter().enumerate().map(|(n, disk)| (format!("disks[{n}].path"), disk.path.clone()))).collect()
 }
 
 /// Another open file of the same memfd, for reading: workers that share one would move each other's file offset.
@@ -177,7 +188,7 @@ pub async fn hand_over(
                 // waits for this step hears of its end meanwhile; a kill now would only hide it.
                 tokio::time::sleep(LAST_WORDS).await;
             }
-            Err(NotTaken { hung_up, error: refused(error, parcel.spec.disks.len()) })
+            Err(NotTaken { hung_up, error: refused(error, &parcel.paths) })
         }
         Err(_) => {
             let error = internal("the worker did not start the VM in time and was killed");
@@ -299,24 +310,40 @@ fn no_worker(error: MakeError) -> ApiError {
 }
 
 /// What a worker said no to, or what it did instead of an answer.
-fn refused(error: ControlError, disks: usize) -> ApiError {
+fn refused(error: ControlError, paths: &[(String, String)]) -> ApiError {
     let ControlError::Failed(failure) = &error else { return internal(error.to_string()) };
     let field = match failure.part {
         Part::Kernel => Some("boot.kernel".into()),
         Part::Initrd => Some("boot.initrd".into()),
         Part::Cmdline => Some("boot.cmdline".into()),
-        Part::Disk(n) if usize::from(n) < disks => Some(format!("disks[{n}].path")),
+        Part::Disk(n) => Some(format!("disks[{n}].path")).filter(|field| paths.iter().any(|(f, _)| f == field)),
         Part::Memory => Some("memory_mib".into()),
-        Part::Spec | Part::Kvm | Part::Disk(_) | Part::Console | Part::Thread => None,
+        Part::Spec | Part::Kvm | Part::Console | Part::Thread => None,
     };
     let code = match failure.part {
         Part::Kvm | Part::Thread | Part::Console => ErrorCode::Internal,
         _ => ErrorCode::Invalid,
     };
     let said = error.to_string();
-    // Some details begin with the field that goes out beside them.
-    let message = field.as_deref().and_then(|field| said.strip_prefix(field)).unwrap_or(&said);
-    ApiError { code, message: message.trim_start_matches([':', ' ']).into(), field }
+    // Some details begin with the field that goes out beside them. The worker knows no paths; the user knows no others.
+    let rest =
+        field.as_deref().and_then(|field| said.strip_prefix(field)).map(|rest| rest.trim_start_matches([':', ' ']));
+    let path = paths.iter().find(|(of, _)| field.as_ref() == Some(of)).map(|(_, path)| escaped_path(path));
+    let message = match (path, rest) {
+        (Some(path), Some(rest)) => format!("{path} {rest}"),
+        (Some(path), None) => format!("{path}: {said}"),
+        (None, rest) => rest.unwrap_or(&said).into(),
+    };
+    let advice = match failure.part {
+        Part::Kernel | Part::Initrd if said.contains("memory_mib") => "",
+        Part::Kernel if said.contains("cut short") => "; copy or build it anew",
+        Part::Kernel if paths.iter().any(|(of, _)| of == "boot.kernel") => {
+            "; name a bzImage, an ELF with a PVH note or an ELF64"
+        }
+        Part::Cmdline => "; shorten it",
+        _ => "",
+    };
+    ApiError { code, message: message + advice, field }
 }
 
 fn unavailable(message: impl Into<String>) -> ApiError {
@@ -325,4 +352,52 @@ fn unavailable(message: impl Into<String>) -> ApiError {
 
 fn internal(message: impl Into<String>) -> ApiError {
     ApiError { code: ErrorCode::Internal, message: message.into(), field: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use worker_api::StartFailure;
+
+    /// The field and the message of what a worker said no to.
+    fn said(part: Part, detail: &str) -> (Option<String>, String) {
+        let spec = serde_json::json!({ "name": "a", "cpus": 1, "memory_mib": 32, "disks": [{ "path": "/d" }],
+                                       "boot": { "kernel": "/k", "initrd": "/i" } });
+        let failure = ControlError::Failed(StartFailure { part, detail: detail.into() });
+        let error = refused(failure, &paths(&serde_json::from_value(spec).unwrap()));
+        (error.field, error.message)
+    }
+
+    #[test]
+    fn what_a_worker_says_of_a_file_names_the_file_and_what_to_do() {
+        for (part, detail, field, message) in [
+            (
+                Part::Kernel,
+                "boot.kernel is not a kernel: neither a bzImage nor an ELF",
+                "boot.kernel",
+                "/k is not a kernel: neither a bzImage nor an ELF; name a bzImage, an ELF with a PVH note or an ELF64",
+            ),
+            (
+                Part::Kernel,
+                "boot.kernel is cut short: its header cannot be read",
+                "boot.kernel",
+                "/k is cut short: its header cannot be read; copy or build it anew",
+            ),
+            (
+                Part::Initrd,
+                "boot.initrd has 99 MiB, and beside the kernel there is room for 9 MiB: raise memory_mib",
+                "boot.initrd",
+                "/i has 99 MiB, and beside the kernel there is room for 9 MiB: raise memory_mib",
+            ),
+            (Part::Disk(0), "it cannot be read", "disks[0].path", "/d: it cannot be read"),
+            (Part::Memory, "no memory", "memory_mib", "no memory"),
+        ] {
+            assert_eq!(said(part, detail), (Some(field.into()), message.into()));
+        }
+    }
+
+    #[test]
+    fn a_disk_that_the_vm_does_not_have_is_no_field() {
+        assert_eq!(said(Part::Disk(1), "a lie"), (None, "a lie".into()));
+    }
 }
