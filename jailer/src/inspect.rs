@@ -8,6 +8,7 @@ use crate::serve::Error;
 use jail_spec::Inspection;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::AsFd;
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 use rustix::thread::ThreadNameSpaceType;
 use std::fs;
@@ -40,10 +41,16 @@ pub fn main(args: &[String]) -> Result<(), Error> {
 fn inspect(pid: i32) -> Result<Inspection, Error> {
     let fail = |what: &str, error: std::io::Error| Error::Inspect(format!("{what} of process {pid}: {error}"));
     let target = Pid::from_raw(pid).ok_or_else(|| Error::Usage("inspect needs the pid of a worker".into()))?;
-    let pidfd = rustix::process::pidfd_open(target, PidfdFlags::empty()).map_err(|e| fail("the pidfd", e.into()))?;
-    // EINVAL: it is our own user namespace, so that there is nothing to enter and nothing to gain.
+    let pidfd = rustix::process::pidfd_open(target, PidfdFlags::empty()).map_err(|e| match e {
+        Errno::SRCH => Error::Inspect(format!("there is no process {pid}")),
+        e => fail("the pidfd", e.into()),
+    })?;
     match rustix::thread::move_into_thread_name_spaces(pidfd.as_fd(), ThreadNameSpaceType::USER) {
-        Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+        Ok(()) => {}
+        // EINVAL: it is in our own user namespace, where no worker is. EPERM: someone else made its namespace.
+        Err(Errno::INVAL | Errno::PERM) => {
+            return Err(Error::Inspect(format!("process {pid} is not a worker of this user")));
+        }
         Err(e) => return Err(fail("the user namespace", e.into())),
     }
     let folder = format!("/proc/{pid}");
@@ -103,4 +110,17 @@ fn text(i: &Inspection) -> String {
         text += &format!("namespace: {namespace}\n");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_is_no_worker_is_named_as_such() {
+        let own = std::process::id().cast_signed();
+        let said = inspect(own).unwrap_err().to_string();
+        assert_eq!(said, format!("process {own} is not a worker of this user"));
+        assert_eq!(inspect(i32::MAX).unwrap_err().to_string(), format!("there is no process {}", i32::MAX));
+    }
 }
