@@ -12,7 +12,7 @@ vm() {
 END
 }
 vm quiet deaf 32 '"memory_max_mib": 64, "pids_max": 24, "cpu_percent": 50'
-vm greedy walker 256 '"memory_max_mib": 48'
+vm greedy walker 48 '"memory_max_mib": 48'
 vm lenient deaf 32 '"memory_max_mib": 64, "enforce": "best-effort"'
 
 serve_with_cgroup
