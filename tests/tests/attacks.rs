@@ -13,7 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 use vmsup_tests::host::{Host, guest_file};
 use vmsup_tests::{Scratch, eventually, user};
-use worker_api::{NAME, Reply, Request, Timings, VERSION, console};
+use worker_api::{NAME, Offer, Reply, Request, Timings, VERSION, console};
 
 /// The hostile worker comes before the test harness, which would take the jail for a place to run tests in.
 // SAFETY: a function of the C ABI without arguments is what the C runtime calls here, after its own constructors.
@@ -36,7 +36,12 @@ fn hostile_worker() -> ! {
     let channel: Channel<Reply, Request> = Channel::new(rustix::net::accept(&listener).unwrap());
     channel.greet(NAME, VERSION, 0).unwrap();
     channel.meet(NAME, VERSION, 0).unwrap();
-    let (Request::Start(spec), fds) = channel.receive().unwrap() else { std::process::exit(99) };
+    let mut first = channel.receive().unwrap();
+    if first.0 == Request::Offer {
+        channel.send(&Reply::Offer(Offer::default()), &[]).unwrap();
+        first = channel.receive().unwrap();
+    }
+    let (Request::Start(spec), fds) = first else { std::process::exit(99) };
     let [_kvm, _ram, ring, notify, input, ..] = &fds[..] else { std::process::exit(98) };
     let started = || channel.send(&Reply::Started(Timings::default()), &[]).unwrap();
     match spec.cmdline.as_str() {

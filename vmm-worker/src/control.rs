@@ -8,6 +8,7 @@ use crate::devices::PowerButton;
 use crate::leave::{self, End, Words, leave};
 use crate::start::{self, Machine};
 use crate::sys;
+use crate::vm::{self, Offer, VmError};
 use ipc::Channel;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType, accept_with, getsockname, listen, sockopt};
@@ -66,7 +67,7 @@ impl Listener {
                     connection.reply(&Reply::Done);
                 }
                 // A worker is one VM, once.
-                Request::Start(_) => connection.drop_peer(),
+                Request::Start(_) | Request::Offer => connection.drop_peer(),
             }
         }
     }
@@ -92,6 +93,10 @@ impl Connection {
             match self.next(true) {
                 (Request::Start(spec), fds) => return (spec, fds),
                 (Request::Ping, _) => self.reply(&Reply::Done),
+                (Request::Offer, fds) => match fds.into_iter().next().map(offer) {
+                    Some(Ok(offer)) => self.reply(&Reply::Offer(offer)),
+                    _ => self.drop_peer(),
+                },
                 // There is no guest yet.
                 (Request::PowerButton, _) => self.drop_peer(),
             }
@@ -173,6 +178,11 @@ impl Connection {
         self.reply(&Reply::Failed(bounded(failure)));
         leave(&End::Failed(words))
     }
+}
+
+/// What the KVM of this fd offers.
+fn offer(kvm: OwnedFd) -> Result<worker_api::Offer, VmError> {
+    Ok(Offer::ask(&vm::kvm(kvm)?)?.to_wire())
 }
 
 /// A failure whose text fits a reply.

@@ -9,7 +9,7 @@ use crate::devices::{self, DeviceFds, Devices, EndHandler, PowerButton};
 use crate::leave;
 use crate::memory::{self, GuestMemory};
 use crate::threads::{Crew, Work};
-use crate::vm;
+use crate::vm::{self, Offer};
 use kvm_ioctls::VmFd;
 use rustix::fs::{FileType, SealFlags, fcntl_get_seals, fstat};
 use std::os::fd::OwnedFd;
@@ -61,7 +61,8 @@ pub fn prepare(spec: &StartSpec, fds: Vec<OwnedFd>) -> Result<Machine, StartFail
 
     let Devices { pio, mmio, reactor, irqs, ioevents, virtio, io_threads, power_button } = devices;
     let (pio, mmio) = (Arc::new(pio), Arc::new(mmio));
-    let work = Work { cpus: spec.cpus, kvm: kvm.clone(), reactor, io: io_threads, pio, mmio, end };
+    let offer = spec.offer.as_ref().map(Offer::from_wire).transpose()?;
+    let work = Work { cpus: spec.cpus, kvm: kvm.clone(), offer, reactor, io: io_threads, pio, mmio, end };
     let crew = Crew::make(work).map_err(|e| StartFailure {
         part: Part::Thread,
         detail: format!("a thread cannot be made: {e}; the limit on threads or on memory is too low"),

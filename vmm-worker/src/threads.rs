@@ -33,6 +33,8 @@ pub struct Work {
     pub cpus: u8,
     /// Whom the first vCPU's thread asks what a vCPU can be.
     pub kvm: Arc<Kvm>,
+    /// What another worker was told of that; then this one asks nobody.
+    pub offer: Option<Offer>,
     /// All device fds.
     pub reactor: Reactor,
     /// The disks' threads.
@@ -74,13 +76,13 @@ impl Crew {
             cpus: work.cpus,
             vm: OnceLock::new(),
             entry: OnceLock::new(),
-            offer: OnceLock::new(),
+            offer: work.offer.map_or_else(OnceLock::new, |offer| OnceLock::from(Some(offer))),
             failure: OnceLock::new(),
             prepared: Barrier::new(threads),
             narrowed: Barrier::new(threads),
         });
         for index in 0..work.cpus {
-            let kvm = (index == 0).then(|| work.kvm.clone());
+            let kvm = (index == 0 && start.offer.get().is_none()).then(|| work.kvm.clone());
             let (pio, mmio, end) = (work.pio.clone(), work.mmio.clone(), work.end.clone());
             let prepare = move |start: &Start| start.prepare_vcpu(index, kvm);
             let run = move |vcpu: Option<VcpuFd>| match vcpu {

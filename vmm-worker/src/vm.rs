@@ -11,7 +11,7 @@ use crate::memory::{self, GuestMemory, MemoryError};
 use crate::{cpuid, sys};
 use kvm_bindings::{
     CpuId, KVM_API_VERSION, KVM_CAP_DISABLE_QUIRKS, KVM_MAX_CPUID_ENTRIES, KVM_X86_QUIRK_LINT0_REENABLED, Msrs,
-    kvm_enable_cap, kvm_msr_entry,
+    kvm_cpuid_entry2, kvm_enable_cap, kvm_msr_entry,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, SyncReg, VcpuFd, VmFd};
 use rustix::fs::{FileType, fstat};
@@ -40,6 +40,9 @@ pub enum VmError {
         /// What it said.
         why: kvm_ioctls::Error,
     },
+    /// The supervisor passed on something that is no CPUID.
+    #[error("{0} CPUID entries are more than KVM takes")]
+    Offer(usize),
     /// Guest RAM.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -110,6 +113,32 @@ impl Offer {
     pub fn ask(kvm: &Kvm) -> Result<Self, VmError> {
         let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(refused("tell its CPUID"))?;
         Ok(Offer { cpuid, tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer) })
+    }
+
+    /// As the supervisor passes it on.
+    pub fn to_wire(&self) -> worker_api::Offer {
+        let entry = |e: &kvm_cpuid_entry2| [e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx];
+        worker_api::Offer { cpuid: self.cpuid.as_slice().iter().map(entry).collect(), tsc_deadline: self.tsc_deadline }
+    }
+
+    /// As another worker was told. Its length was checked with the spec.
+    ///
+    /// # Errors
+    /// There are more entries than KVM takes.
+    pub fn from_wire(offer: &worker_api::Offer) -> Result<Self, VmError> {
+        let entry = |&[function, index, flags, eax, ebx, ecx, edx]: &[u32; 7]| kvm_cpuid_entry2 {
+            function,
+            index,
+            flags,
+            eax,
+            ebx,
+            ecx,
+            edx,
+            ..kvm_cpuid_entry2::default()
+        };
+        let entries: Vec<_> = offer.cpuid.iter().map(entry).collect();
+        let cpuid = CpuId::from_entries(&entries).map_err(|_| VmError::Offer(entries.len()))?;
+        Ok(Offer { cpuid, tsc_deadline: offer.tsc_deadline })
     }
 }
 
@@ -196,6 +225,18 @@ mod tests {
     /// Offset of LVT LINT0 in a local APIC, and the value that masks it.
     const LVT_LINT0: usize = 0x350;
     const LVT_MASKED: u32 = 1 << 16;
+
+    #[test]
+    fn what_kvm_offers_comes_through_the_supervisor_unchanged() {
+        let device = std::fs::File::options().read(true).write(true).open("/dev/kvm").unwrap();
+        let asked = Offer::ask(&kvm(device.into()).unwrap()).unwrap();
+        let told = Offer::from_wire(&asked.to_wire()).unwrap();
+        assert_eq!(told.cpuid.as_slice(), asked.cpuid.as_slice());
+        assert_eq!(told.tsc_deadline, asked.tsc_deadline);
+        assert!(asked.cpuid.as_slice().len() <= worker_api::CPUID_MAX);
+        let frame = worker_api::Reply::Offer(asked.to_wire());
+        assert!(ipc::codec::encode(&frame, <worker_api::Reply as ipc::Message>::MAX_BYTES).is_ok());
+    }
 
     #[test]
     fn the_first_vcpu_starts_from_what_a_reset_leaves() {

@@ -4,8 +4,9 @@ mod common;
 
 use common::{Ended, Peer, Vm, Worker, button, hello};
 use rustix::net::SendFlags;
+use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
-use worker_api::{NAME, Reply, Request, VERSION, exit};
+use worker_api::{CPUID_MAX, NAME, Offer, Part, Reply, Request, VERSION, exit};
 
 fn ask(peer: &Peer, request: &Request) -> Reply {
     peer.send(request, &[]).unwrap();
@@ -63,6 +64,41 @@ fn a_worker_is_one_vm_once() {
     peer.send(&Request::Start(other.spec.clone()), &fds).unwrap();
     assert!(is_closed(&peer));
     assert_eq!(ask(&worker.connect(), &Request::Ping), Reply::Done);
+}
+
+fn kvm() -> std::fs::File {
+    std::fs::File::options().read(true).write(true).open("/dev/kvm").expect("/dev/kvm is needed for these tests")
+}
+
+#[test]
+fn what_an_empty_worker_says_of_kvm_starts_it_and_others() {
+    let (asked, other) = (Worker::start(), Worker::start());
+    let peer = asked.connect();
+    peer.send(&Request::Offer, &[kvm().as_fd()]).unwrap();
+    let Reply::Offer(offer) = peer.receive().expect("an offer").0 else { panic!("an offer") };
+    assert!(offer.cpuid.iter().any(|entry| entry[0] == 1), "{offer:?}");
+    for (peer, worker) in [(other.connect(), other), (peer, asked)] {
+        let mut vm = Vm::new(hello());
+        vm.spec.offer = Some(offer.clone());
+        vm.start_on(&peer).unwrap();
+        assert_eq!(worker.end(), Ended::with_status(exit::RESET));
+        assert_eq!(vm.console(), "HELLOGUEST\n");
+    }
+}
+
+#[test]
+fn an_offer_past_its_bound_is_refused() {
+    let worker = Worker::start();
+    let mut vm = Vm::new(hello());
+    vm.spec.offer = Some(Offer { cpuid: vec![[0; 7]; CPUID_MAX + 1], tsc_deadline: false });
+    assert_eq!(vm.start_on(&worker.connect()).unwrap_err().part, Part::Spec);
+}
+
+#[test]
+fn a_worker_that_is_a_vm_is_not_asked_what_kvm_offers() {
+    let (_worker, _vm, peer) = running();
+    peer.send(&Request::Offer, &[kvm().as_fd()]).unwrap();
+    assert!(is_closed(&peer));
 }
 
 #[test]

@@ -22,7 +22,7 @@ use worker_api::Timings;
 type Step = Pin<Box<dyn Future<Output = Done> + Send>>;
 
 enum Done {
-    Prepared(Result<Prepared, ApiError>),
+    Prepared(Result<Box<Prepared>, ApiError>),
     Given(Result<(Control, Timings), NotTaken>),
     Pressed(Result<(), ControlError>),
 }
@@ -53,7 +53,7 @@ impl Actor {
     pub fn new(context: Arc<Context>, vm: Arc<Vm>, inbox: mpsc::Receiver<Ask>) -> Actor {
         let step: Step = {
             let (context, vm) = (context.clone(), vm.clone());
-            Box::pin(async move { Done::Prepared(start::prepare(&context, &vm.spec).await) })
+            Box::pin(async move { Done::Prepared(start::prepare(&context, &vm.spec).await.map(Box::new)) })
         };
         Actor {
             context,
@@ -128,7 +128,7 @@ impl Actor {
     fn done(&mut self, done: Done) -> Option<Event> {
         Some(match done {
             Done::Prepared(Ok(prepared)) => {
-                let Prepared { held, parcel, console, stages } = prepared;
+                let Prepared { held, parcel, console, stages } = *prepared;
                 let _ = self.vm.console.set(console);
                 self.held = Some(held);
                 self.parcel = Some((parcel, stages));

@@ -18,6 +18,8 @@ pub struct Host {
     pub kvm: OwnedFd,
     /// The built-in guest.
     pub hello: OwnedFd,
+    /// What KVM offers, as the first worker was told by it while it was empty.
+    pub offer: tokio::sync::OnceCell<worker_api::Offer>,
     /// The directory of the workers' sockets.
     pub workers: OwnedFd,
     /// The host's memory, MiB.
@@ -41,6 +43,7 @@ impl Host {
         Ok(Host {
             kvm: open_kvm("/dev/kvm")?,
             hello: memfd::constant("vmsup-hello", HELLO).map_err(system("making a memfd"))?,
+            offer: tokio::sync::OnceCell::new(),
             workers: rundir.workers.try_clone().map_err(system("copying an fd"))?,
             memory_mib: memory_mib().map_err(system("reading /proc/meminfo"))?,
             uid: rustix::process::geteuid().as_raw(),

@@ -176,7 +176,9 @@ pub async fn hand_over(
     let start = async {
         let control = Control::connect(context.host.workers.as_fd(), &held)?;
         let fds = parcel.fds(&context.host.kvm);
-        let timings = control.start(parcel.spec.clone(), &fds).await?;
+        let offer = context.host.offer.get_or_try_init(|| control.offer(context.host.kvm.as_fd())).await?;
+        let spec = StartSpec { offer: Some(offer.clone()), ..parcel.spec.clone() };
+        let timings = control.start(spec, &fds).await?;
         Ok::<_, ControlError>((control, timings))
     };
     match tokio::time::timeout(context.deadlines.start, start).await {
@@ -252,6 +254,7 @@ fn worker_spec(spec: &VmSpec, initrd: bool) -> Result<StartSpec, ApiError> {
         initrd,
         cmdline: spec.boot.cmdline.clone().unwrap_or_default(),
         disks: spec.disks.iter().enumerate().map(disk).collect(),
+        offer: None,
     };
     // vmjson::check has looked at all of it: what is left is a defect, but not one to send to a worker.
     start.check().map_err(|message| ApiError { code: ErrorCode::Invalid, message, field: None })?;

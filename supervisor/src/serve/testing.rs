@@ -187,6 +187,7 @@ impl Bench {
         let host = Host {
             kvm: std::fs::File::open("/dev/null").unwrap().into(),
             hello: memfd::constant("hello", b"guest").unwrap(),
+            offer: worker_api::Offer::default().into(),
             workers: rustix::fs::open(dir.path(), flags, rustix::fs::Mode::empty()).unwrap(),
             memory_mib: 4096,
             uid: rustix::process::geteuid().as_raw(),

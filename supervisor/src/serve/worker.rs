@@ -10,13 +10,16 @@ use jail_spec::Worker;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::io::Interest;
-use worker_api::{NAME, Reply, Request, StartFailure, StartSpec, Timings, VERSION};
+use worker_api::{NAME, Offer, Reply, Request, StartFailure, StartSpec, Timings, VERSION};
 
 /// A connected worker.
 #[derive(Debug)]
 pub struct Control {
     channel: Channel<Request, Reply>,
+    /// Our header went out.
+    met: AtomicBool,
 }
 
 /// Why a worker could not be spoken to, or what it said no to.
@@ -78,7 +81,7 @@ impl Control {
         if (pid, uid) != (worker.pid, worker.uid) {
             return Err(ControlError::Impostor { pid, uid, worker: *worker });
         }
-        Ok(Control { channel: Channel::new(socket) })
+        Ok(Control { channel: Channel::new(socket), met: AtomicBool::new(false) })
     }
 
     /// Makes the worker the VM. Our header and the spec go out together, which saves a turn; a worker of another
@@ -87,14 +90,36 @@ impl Control {
     /// # Errors
     /// [`ControlError::Failed`] where it says that it cannot, else the channel's.
     pub async fn start(&self, spec: StartSpec, fds: &[BorrowedFd<'_>]) -> Result<Timings, ControlError> {
-        self.channel.greet(NAME, VERSION, 0)?;
-        self.channel.send(&Request::Start(spec), fds)?;
-        self.read(|channel| channel.meet(NAME, VERSION, 0)).await?;
-        match self.read(|channel| channel.receive()).await?.0 {
+        match self.ask_first(&Request::Start(spec), fds).await? {
             Reply::Started(timings) => Ok(timings),
             Reply::Failed(failure) => Err(ControlError::Failed(failure)),
-            Reply::Done => Err(ControlError::Confused),
+            Reply::Done | Reply::Offer(_) => Err(ControlError::Confused),
         }
+    }
+
+    /// Asks an empty worker what KVM offers on this host: before anything of a guest's reaches it, so that its word can be
+    /// passed on to others.
+    ///
+    /// # Errors
+    /// The channel's.
+    pub async fn offer(&self, kvm: BorrowedFd<'_>) -> Result<Offer, ControlError> {
+        match self.ask_first(&Request::Offer, &[kvm]).await? {
+            Reply::Offer(offer) => Ok(offer),
+            _ => Err(ControlError::Confused),
+        }
+    }
+
+    /// Sends a request, behind our header where it is the first, and takes the answer.
+    async fn ask_first(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Reply, ControlError> {
+        let first = !self.met.swap(true, Ordering::Relaxed);
+        if first {
+            self.channel.greet(NAME, VERSION, 0)?;
+        }
+        self.channel.send(request, fds)?;
+        if first {
+            self.read(|channel| channel.meet(NAME, VERSION, 0)).await?;
+        }
+        Ok(self.read(|channel| channel.receive()).await?.0)
     }
 
     /// Presses the guest's power button.

@@ -22,6 +22,8 @@ pub const DISKS_MAX: usize = 8;
 pub const CMDLINE_MAX: usize = 2047;
 /// The longest serial number of a disk, bytes (virtio 1.2, 5.2.6.1: VIRTIO_BLK_ID_BYTES).
 pub const SERIAL_MAX: usize = 20;
+/// The most CPUID entries of an [`Offer`] (KVM_MAX_CPUID_ENTRIES).
+pub const CPUID_MAX: usize = 256;
 /// The most guest memory, MiB (1 TiB).
 pub const MEMORY_MIB_MAX: u32 = 1024 * 1024;
 /// The least guest memory, MiB: a PVH guest is linked at 16 MiB.
@@ -40,6 +42,18 @@ pub struct StartSpec {
     pub cmdline: String,
     /// The disks, in the order in which the guest finds them.
     pub disks: Vec<DiskSpec>,
+    /// What an empty worker said before that KVM offers on this host; without it this worker asks for itself.
+    pub offer: Option<Offer>,
+}
+
+/// What KVM offers to every vCPU of this host. Asking is slow where the host is virtual itself, so the supervisor asks one
+/// worker, while it is empty and nothing of a guest's has reached it, and tells the others.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// KVM_GET_SUPPORTED_CPUID: function, index, flags, eax, ebx, ecx, edx; at most [`CPUID_MAX`].
+    pub cpuid: Vec<[u32; 7]>,
+    /// The in-kernel local APIC's timer has a TSC deadline mode.
+    pub tsc_deadline: bool,
 }
 
 /// One disk.
@@ -113,6 +127,9 @@ impl StartSpec {
         if self.disks.len() > DISKS_MAX {
             return Err(format!("disks: {} disks, where {DISKS_MAX} are possible", self.disks.len()));
         }
+        if self.offer.as_ref().is_some_and(|offer| offer.cpuid.len() > CPUID_MAX) {
+            return Err(format!("offer: more than {CPUID_MAX} CPUID entries"));
+        }
         for (n, disk) in self.disks.iter().enumerate() {
             if disk.serial.len() > SERIAL_MAX || !disk.serial.bytes().all(|b| b.is_ascii_graphic()) {
                 return Err(format!("disks[{n}].serial: more than {SERIAL_MAX} bytes, or not printable ASCII"));
@@ -125,6 +142,8 @@ impl StartSpec {
 /// From the supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
+    /// What does KVM offer? Carries `/dev/kvm`. Before `Start`; answered by `Offer`.
+    Offer,
     /// Be this VM. Once, as the first request; answered by `Started` or `Failed`, after which the worker leaves.
     Start(StartSpec),
     /// Press the guest's power button. Answered by `Done`.
@@ -134,11 +153,12 @@ pub enum Request {
 }
 
 impl ipc::Message for Request {
-    const MAX_BYTES: usize = 8192;
+    const MAX_BYTES: usize = 16 * 1024;
     fn fd_count(&self) -> usize {
         match self {
             Request::Start(spec) => spec.fd_roles().len(),
-            _ => 0,
+            Request::Offer => 1,
+            Request::PowerButton | Request::Ping => 0,
         }
     }
 }
@@ -146,6 +166,8 @@ impl ipc::Message for Request {
 /// From the worker: one for each request, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
+    /// What KVM offers on this host.
+    Offer(Offer),
     /// The vCPUs run, every thread is under its own filter.
     Started(Timings),
     /// There will be no VM; the worker leaves.
@@ -155,7 +177,7 @@ pub enum Reply {
 }
 
 impl ipc::Message for Reply {
-    const MAX_BYTES: usize = 1024;
+    const MAX_BYTES: usize = 12 * 1024;
 }
 
 /// Where a start's time went, µs each, as the worker's main thread saw it (the vCPUs are made beside the rest).

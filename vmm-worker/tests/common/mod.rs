@@ -164,7 +164,14 @@ impl Vm {
     }
 
     pub fn with(kernel: impl Into<OwnedFd>, cpus: u8, memory_mib: u32) -> Vm {
-        let spec = StartSpec { cpus, memory_mib, initrd: false, cmdline: format!("cpus={cpus}"), disks: Vec::new() };
+        let spec = StartSpec {
+            cpus,
+            memory_mib,
+            initrd: false,
+            cmdline: format!("cpus={cpus}"),
+            disks: Vec::new(),
+            offer: None,
+        };
         let kvm = File::options().read(true).write(true).open("/dev/kvm").expect("/dev/kvm is needed for these tests");
         let ring = sealed_memfd(console::RING_BYTES);
         let notify = File::from(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).unwrap());
@@ -193,7 +200,7 @@ impl Vm {
         match peer.receive().expect("a reply to Start").0 {
             Reply::Started(timings) => Ok(timings),
             Reply::Failed(failure) => Err(failure),
-            Reply::Done => panic!("Done to a Start"),
+            other => panic!("{other:?} to a Start"),
         }
     }
 
