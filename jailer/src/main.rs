@@ -1,6 +1,7 @@
 //! `vmsup-jailer`: see the library's head.
 #![forbid(unsafe_code)]
 
+use jailer::options::Options;
 use jailer::{inspect, serve};
 use std::process::ExitCode;
 
@@ -10,7 +11,7 @@ const USAGE: &str = "usage: vmsup-jailer serve --worker FILE [--pool N] [--cgrou
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let result = match args.first().map(String::as_str) {
-        Some("serve") => serve::Options::parse(&args[1..]).and_then(serve::serve),
+        Some("serve") => Options::parse(&args[1..]).and_then(serve::serve),
         Some("inspect") => inspect::main(&args[1..]),
         Some("--version" | "version") => {
             println!("vmsup-jailer {}", env!("CARGO_PKG_VERSION"));

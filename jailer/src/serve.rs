@@ -8,16 +8,17 @@
 use crate::cgroup::Delegated;
 use crate::identity::{self, Prepared};
 use crate::make::{self, Workshop, parse_failed};
+use crate::options::Options;
 use crate::places::{Order, Phase, Place, Places};
+use crate::reap::{kill_and_reap, limit_resources, reap, start_time};
 use crate::report::{News, Report};
 use crate::sys;
 use ipc::Channel;
-use jail_spec::{Facts, HowEnded, Refusal, Reply, Request, SLOTS_MAX, Slot, UidSource, Worker};
+use jail_spec::{Facts, Refusal, Reply, Request, SLOTS_MAX, Slot, UidSource, Worker};
 use rustix::event::{Timespec, epoll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{FlockOperation, Mode, OFlags};
-use rustix::process::{Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions};
-use std::path::PathBuf;
+use rustix::process::{Resource, Rlimit, Signal};
 
 /// How long all must be quiet before the pool is filled again: a worker is not made beside a VM's start.
 const QUIET: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
@@ -44,42 +45,6 @@ pub enum Error {
     /// `inspect` could not read what it should.
     #[error("{0}")]
     Inspect(String),
-}
-
-/// The command line of `vmsup-jailer serve`.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Options {
-    worker: String,
-    pool: u32,
-    cgroup: Option<PathBuf>,
-}
-
-impl Options {
-    /// Parses `--worker FILE [--pool N] [--cgroup DIR]`.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] names what is wrong.
-    pub fn parse(args: &[String]) -> Result<Options, Error> {
-        let mut options = Options { pool: 2, ..Options::default() };
-        let mut args = args.iter();
-        while let Some(name) = args.next() {
-            let value = args.next().ok_or_else(|| Error::Usage(format!("{name} needs a value")))?;
-            match name.as_str() {
-                "--worker" => options.worker = value.clone(),
-                "--pool" => {
-                    options.pool = value.parse().ok().filter(|n| *n <= POOL_MAX).ok_or_else(|| {
-                        Error::Usage(format!("--pool {value}: a number from 0 to {POOL_MAX} is needed"))
-                    })?;
-                }
-                "--cgroup" => options.cgroup = Some(value.into()),
-                _ => return Err(Error::Usage(format!("{name}: no such option"))),
-            }
-        }
-        if options.worker.is_empty() {
-            return Err(Error::Usage("--worker FILE is needed: the program that becomes the VM".into()));
-        }
-        Ok(options)
-    }
 }
 
 /// Serves the supervisor on the standard input until it hangs up.
@@ -385,72 +350,13 @@ impl Jailer {
     }
 }
 
-/// Lowers the limits that depend on the VM; hard limits can only go down.
-fn limit_resources(pid: i32, order: &Order) -> Result<(), Refusal> {
-    let target = Pid::from_raw(pid);
-    for (resource, name, value) in [
-        (Resource::Fsize, "limit-fsize", order.rlimits.fsize),
-        (Resource::As, "limit-as", order.rlimits.address_space),
-        (Resource::Nproc, "limit-nproc", u64::from(order.rlimits.nproc)),
-        (Resource::Memlock, "limit-memlock", order.rlimits.memlock),
-    ] {
-        let limit = Rlimit { current: Some(value), maximum: Some(value) };
-        rustix::process::prlimit(target, resource, limit)
-            .map_err(|e| Refusal::Step { step: name.into(), errno: e.raw_os_error() })?;
-    }
-    Ok(())
-}
-
-/// How the worker ended, reaping it; `None` while it lives.
-fn reap(place: &Place) -> Option<HowEnded> {
-    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-    let status = rustix::process::waitid(WaitId::PidFd(place.pidfd.as_fd()), options).ok()??;
-    match (status.exit_status(), status.terminating_signal()) {
-        (Some(code), _) => Some(HowEnded::Exited(code)),
-        (None, Some(signal)) => Some(HowEnded::Killed(signal)),
-        (None, None) => None,
-    }
-}
-
-fn kill_and_reap(place: &Place) {
-    let _ = rustix::process::pidfd_send_signal(&place.pidfd, Signal::KILL);
-    let _ = rustix::process::waitid(WaitId::PidFd(place.pidfd.as_fd()), WaitIdOptions::EXITED);
-}
-
 fn remove_socket(slot: Slot) {
     let _ = rustix::fs::unlink(slot.socket_name());
-}
-
-/// Field 22 of `/proc/PID/stat` (proc(5)); 0 where it cannot be read.
-fn start_time(pid: i32) -> u64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The command's name, field 2, may hold spaces and parentheses: count from the last one.
-    let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    rest.split_ascii_whitespace().nth(19).and_then(|n| n.parse().ok()).unwrap_or(0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn parse(args: &[&str]) -> Result<Options, Error> {
-        Options::parse(&args.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>())
-    }
-
-    #[test]
-    fn the_command_line_is_checked() {
-        let options = parse(&["--worker", "/w", "--pool", "3", "--cgroup", "/c"]).unwrap();
-        assert_eq!(options, Options { worker: "/w".into(), pool: 3, cgroup: Some("/c".into()) });
-        for bad in [
-            &["--worker"][..],
-            &[],
-            &["--worker", "/w", "--pool", "x"],
-            &["--worker", "/w", "--pool", "65"],
-            &["--what", "x"],
-        ] {
-            assert!(matches!(parse(bad), Err(Error::Usage(_))), "{bad:?}");
-        }
-    }
 
     #[test]
     fn tokens_tell_slots_and_kinds_apart_and_never_name_the_channel() {
@@ -467,13 +373,5 @@ mod tests {
         all.sort_unstable();
         all.dedup();
         assert_eq!(all.len(), count);
-    }
-
-    #[test]
-    fn the_start_time_of_a_process_is_read() {
-        let own = std::process::id() as i32;
-        assert!(start_time(own) > 0);
-        assert_eq!(start_time(own), start_time(own));
-        assert_eq!(start_time(-1), 0);
     }
 }

@@ -1,0 +1,59 @@
+//! What the jailer does to a worker from outside: limits when it is handed over, the end, the reaping.
+
+use crate::places::{Order, Place};
+use jail_spec::{HowEnded, Refusal};
+use rustix::fd::AsFd;
+use rustix::process::{Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions};
+
+/// Lowers the limits that depend on the VM; hard limits can only go down.
+pub(crate) fn limit_resources(pid: i32, order: &Order) -> Result<(), Refusal> {
+    let target = Pid::from_raw(pid);
+    for (resource, name, value) in [
+        (Resource::Fsize, "limit-fsize", order.rlimits.fsize),
+        (Resource::As, "limit-as", order.rlimits.address_space),
+        (Resource::Nproc, "limit-nproc", u64::from(order.rlimits.nproc)),
+        (Resource::Memlock, "limit-memlock", order.rlimits.memlock),
+    ] {
+        let limit = Rlimit { current: Some(value), maximum: Some(value) };
+        rustix::process::prlimit(target, resource, limit)
+            .map_err(|e| Refusal::Step { step: name.into(), errno: e.raw_os_error() })?;
+    }
+    Ok(())
+}
+
+/// How the worker ended, reaping it; `None` while it lives.
+pub(crate) fn reap(place: &Place) -> Option<HowEnded> {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+    let status = rustix::process::waitid(WaitId::PidFd(place.pidfd.as_fd()), options).ok()??;
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => Some(HowEnded::Exited(code)),
+        (None, Some(signal)) => Some(HowEnded::Killed(signal)),
+        (None, None) => None,
+    }
+}
+
+pub(crate) fn kill_and_reap(place: &Place) {
+    let _ = rustix::process::pidfd_send_signal(&place.pidfd, Signal::KILL);
+    let _ = rustix::process::waitid(WaitId::PidFd(place.pidfd.as_fd()), WaitIdOptions::EXITED);
+}
+
+/// Field 22 of `/proc/PID/stat` (proc(5)); 0 where it cannot be read.
+pub(crate) fn start_time(pid: i32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The command's name, field 2, may hold spaces and parentheses: count from the last one.
+    let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    rest.split_ascii_whitespace().nth(19).and_then(|n| n.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_start_time_of_a_process_is_read() {
+        let own = std::process::id() as i32;
+        assert!(start_time(own) > 0);
+        assert_eq!(start_time(own), start_time(own));
+        assert_eq!(start_time(-1), 0);
+    }
+}
