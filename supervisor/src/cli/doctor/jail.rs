@@ -155,8 +155,7 @@ fn cgroups(supervisor: Option<&VersionInfo>, v2: bool, delegated: Option<&str>) 
     const NAME: &str = "cgroups";
     const WHY: &str = "the \"limits\" of a VM are held by cgroups; without them a VM with limits is refused, or runs \
                        unlimited where it says \"enforce\": \"best-effort\"";
-    let login =
-        "log in with a user service manager (loginctl enable-linger, systemd 244 or later), or run the packaged unit";
+    let login = "log in with a user service manager (loginctl enable-linger, systemd 244 or later), or name a delegated cgroup: vmsup serve --cgroup DIR";
     if let Some(jailer) = supervisor.map(|s| &s.jailer) {
         if let Some(path) = &jailer.cgroup {
             return Check::ok(NAME, format!("limits are held in {path}"));
