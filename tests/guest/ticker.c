@@ -1,5 +1,6 @@
 /* Ticks every 50 ms by the local APIC's timer while a disk request is outstanding: the CPU must never wait for a disk.
- * Prints `tick N`, and `disk done` once the request came back; after that and `ticks=` ticks (10) it powers off.
+ * The request goes out after `wait=` ticks (0), for the host to stall the disk. Prints `tick N`, and `disk done` once the
+ * request came back; after that and `ticks=` ticks (10) it powers off.
  */
 #include "rt/virtio.h"
 
@@ -19,8 +20,8 @@ void guest_main(void)
 	static struct blk_header header = { BLK_IN, 0, 0 };
 	static uint8_t data[512];
 	static volatile uint8_t status = 0xff;
-	uint32_t id, len, wanted = option("ticks", 10), printed = 0;
-	int wrong, done = 0;
+	uint32_t id, len, wanted = option("ticks", 10), wait = option("wait", 0), printed = 0;
+	int wrong, asked = 0, done = 0;
 
 	if (!virtio_find(&disk, ID_BLOCK, 0))
 		fail("no disk", 0);
@@ -33,9 +34,12 @@ void guest_main(void)
 	on_vector(0, tick);
 	apic_timer_periodic(0, PERIOD);
 	print("ticker up\n");
-	virtio_submit(&disk, 0);
 	while (!done || printed < wanted) {
-		if (!done && virtio_take(&disk, &id, &len)) {
+		if (!asked && printed >= wait) {
+			virtio_submit(&disk, 0);
+			asked = 1;
+		}
+		if (asked && !done && virtio_take(&disk, &id, &len)) {
 			print("disk done, status %u\n", status);
 			done = 1;
 		}
