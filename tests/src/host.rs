@@ -210,6 +210,20 @@ impl Host {
         }
     }
 
+    /// Waits until the pool holds one worker and that one waits for its VM, which root can see: it is inside ppoll(2).
+    ///
+    /// # Panics
+    /// Where that does not come to be.
+    pub fn warm_worker(&self) -> i32 {
+        let mut found = 0;
+        eventually("a warm worker", || {
+            let [worker] = self.workers()[..] else { return false };
+            found = worker;
+            std::fs::read_to_string(format!("/proc/{worker}/syscall")).is_ok_and(|call| call.starts_with("271 "))
+        });
+        found
+    }
+
     /// Waits until nothing of any VM is left but `pool` warm workers: no process, socket, memfd or further fd of the
     /// supervisor than `fds`.
     pub fn nothing_left(&self, pool: usize, fds: usize) {
