@@ -20,6 +20,17 @@ pub struct Jailer {
     pub folder: Scratch,
 }
 
+/// What `vmsup-jailer inspect` says of a worker to `user`.
+///
+/// # Panics
+/// Where it cannot be read.
+pub fn inspect(user: &User, pid: i32) -> jail_spec::Inspection {
+    let mut command = user.command(crate::program("vmsup-jailer"));
+    let output = command.args(["inspect", &pid.to_string(), "--wire"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    ipc::codec::decode(&output.stdout, ipc::codec::FRAME_LIMIT).unwrap()
+}
+
 /// Limits that are in no test's way.
 pub const ROOMY: Rlimits = Rlimits { fsize: 1 << 40, address_space: 1 << 40, nproc: 64, memlock: 65536 };
 

@@ -29,7 +29,7 @@ const LET_THROUGH_BY_THE_JAIL_ALONE: &[&str] = &[
 ];
 
 /// What each filter has to allow for the worker's own work.
-const NEEDED: &[(&str, &str)] = &[("new-vm", "worker-startup"), ("fork", "never")];
+const NEEDED: &[(&str, &str)] = &[("new-vm", "worker-startup")];
 
 fn table(user: &user::User) -> BTreeMap<(&'static str, &'static str), Outcome> {
     let jailer = Jailer::start(user, &program("vmsup-probe"), 0);

@@ -2,7 +2,7 @@
 
 use jail_spec::{CgroupLimits, HowEnded, Refusal, Reply, Slot};
 use std::path::Path;
-use vmsup_tests::jailer::Jailer;
+use vmsup_tests::jailer::{Jailer, inspect};
 use vmsup_tests::{eventually, names, program, user};
 
 fn refusal(jailer: &Jailer, limits: Option<CgroupLimits>) -> Refusal {
@@ -155,10 +155,7 @@ fn a_worker_is_born_with_the_declared_fds_and_no_environment() {
     let user = user::with_subuids();
     let jailer = Jailer::start(&user, &program("vmsup-probe"), 0);
     let (worker, _pidfd) = jailer.make(1);
-    let output =
-        user.command(program("vmsup-jailer")).args(["inspect", &worker.pid.to_string(), "--wire"]).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let seen: jail_spec::Inspection = ipc::codec::decode(&output.stdout, ipc::codec::FRAME_LIMIT).unwrap();
+    let seen = inspect(&user, worker.pid);
     let numbers: Vec<i32> = seen.fds.iter().map(|(number, _)| *number).collect();
     let declared: Vec<i32> = policies::PROCESS_WORKER.fds.iter().map(|(number, _)| *number).collect();
     assert_eq!(numbers, declared);

@@ -3,6 +3,7 @@
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use vmsup_tests::host::{Host, guest_file};
+use vmsup_tests::jailer::inspect;
 use vmsup_tests::{names, program, user};
 
 /// Fields of a `/proc/…/status`.
@@ -121,10 +122,7 @@ fn uid_and_limits_are_those_of_the_policy() {
 fn the_fds_are_the_declared_ones_and_the_root_is_empty() {
     for user in users() {
         let vm = running(&user);
-        let output =
-            user.command(program("vmsup-jailer")).args(["inspect", &vm.pid.to_string(), "--wire"]).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let seen: jail_spec::Inspection = ipc::codec::decode(&output.stdout, ipc::codec::FRAME_LIMIT).unwrap();
+        let seen = inspect(&user, vm.pid);
         assert_eq!(seen.environ_bytes, 0);
         assert_eq!(seen.root_entries, [""; 0]);
         let [mount] = &seen.mounts[..] else { panic!("{:?}", seen.mounts) };
@@ -167,9 +165,7 @@ fn namespaces_are_the_vms_own() {
     vm.host.vmsup(&["start", &other]).ok();
     let pid = vm.host.inspect("other")["pid"].as_i64().unwrap() as i32;
     let of = |pid: i32| -> BTreeSet<String> {
-        let output =
-            user.command(program("vmsup-jailer")).args(["inspect", &pid.to_string(), "--wire"]).output().unwrap();
-        let seen: jail_spec::Inspection = ipc::codec::decode(&output.stdout, ipc::codec::FRAME_LIMIT).unwrap();
+        let seen = inspect(&user, pid);
         let ours = |n: &String| policies::PROCESS_WORKER.namespaces.iter().any(|k| n.starts_with(&format!("{k}:")));
         seen.namespaces.into_iter().filter(ours).collect()
     };

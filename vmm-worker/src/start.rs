@@ -1,8 +1,9 @@
 //! From an empty worker to a VM: what the spec says and the fds that came with it, turned into threads that wait for the
 //! word to go.
 //!
-//! Runs on the main thread, beside the vCPUs' threads that make their vCPUs (`threads.rs`), under the start-up filter. The spec and the fds come from the supervisor, which may be
-//! wrong; the contents of the files come from whoever owns the VM. All of it is checked before it is used.
+//! Runs on the main thread, beside the vCPUs' threads that make their vCPUs (`threads.rs`), under the start-up filter.
+//! The spec and the fds come from the supervisor, which may be wrong; the contents of the files come from whoever owns
+//! the VM. All of it is checked before it is used.
 
 use crate::boot::{self, Sources};
 use crate::devices::{self, DeviceFds, Devices, EndHandler, PowerButton};

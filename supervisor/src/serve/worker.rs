@@ -104,7 +104,7 @@ impl Control {
     /// The channel's.
     pub async fn offer(&self, kvm: BorrowedFd<'_>) -> Result<Offer, ControlError> {
         match self.ask_first(&Request::Offer, &[kvm]).await? {
-            Reply::Offer(offer) => Ok(offer),
+            Reply::Offer(offer) if offer.check().is_ok() => Ok(offer),
             _ => Err(ControlError::Confused),
         }
     }
