@@ -34,8 +34,9 @@ pub struct VmSpec {
     /// Limits that the host's kernel holds it to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
-    /// Its network interfaces. Accepted by the schema; this release has no network helper yet and refuses them.
+    /// Its network interfaces, in the order in which the guest finds them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4))]
     pub nets: Vec<Net>,
 }
 
@@ -64,6 +65,9 @@ pub struct Boot {
 pub enum Builtin {
     /// Writes one line to the console and asks for a reset.
     Hello,
+    /// Takes an address by DHCP, answers ARP and ping, fetches a page where its command line says `fetch=ADDRESS:PORT/PATH`, and
+    /// goes on until its power button is pressed.
+    Net,
 }
 
 /// A disk: a raw image or a block device.
@@ -141,19 +145,52 @@ pub enum Enforce {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Net {
-    /// Name of a network that the host's root declared.
+    /// Name of a network that the host's root declared (`vmsup net ls`).
     pub network: String,
+    /// The last three bytes of the guest's MAC, `0a:0b:0c`; without them the network chooses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}$"))]
+    pub mac_suffix: Option<String>,
+    /// Queue pairs; more than one for a guest with several vCPUs.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 4))]
+    pub queues: u8,
+    /// Whether the guest's driver may be handed checksums to complete and segments to cut. Off for guests whose driver
+    /// cannot (default: on).
+    #[serde(default = "yes")]
+    pub offloads: bool,
     /// Ports of the host that lead to the guest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
     pub forwards: Vec<Forward>,
+}
+
+fn one() -> u8 {
+    1
 }
 
 /// A port of the host that leads to the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Forward {
-    /// TCP port on the host.
+    /// Port on the host.
+    #[schemars(range(min = 1))]
     pub host: u16,
-    /// TCP port in the guest.
+    /// Port in the guest.
+    #[schemars(range(min = 1))]
     pub guest: u16,
+    /// What is forwarded.
+    #[serde(default)]
+    pub protocol: Protocol,
+}
+
+/// What a forward carries.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    #[default]
+    Tcp,
+    /// UDP.
+    Udp,
 }

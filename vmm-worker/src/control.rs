@@ -66,6 +66,7 @@ impl Listener {
                     power_button.press();
                     connection.reply(&Reply::Done);
                 }
+                Request::NetStats => connection.reply(&Reply::NetStats(Vec::new())),
                 // A worker is one VM, once.
                 Request::Start(_) | Request::Offer => connection.drop_peer(),
             }
@@ -98,7 +99,7 @@ impl Connection {
                     _ => self.drop_peer(),
                 },
                 // There is no guest yet.
-                (Request::PowerButton, _) => self.drop_peer(),
+                (Request::PowerButton | Request::NetStats, _) => self.drop_peer(),
             }
         }
     }

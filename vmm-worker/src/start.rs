@@ -102,6 +102,7 @@ fn sort(spec: &StartSpec, fds: Vec<OwnedFd>) -> Result<Fds, StartFailure> {
             FdRole::Kernel => kernel = Some(fd),
             FdRole::Initrd => initrd = Some(fd),
             FdRole::Disk(_) => disks.push(fd),
+            FdRole::Tap { .. } => return Err(missing()),
         }
     }
     if disks.len() != spec.disks.len() || initrd.is_some() != spec.initrd {

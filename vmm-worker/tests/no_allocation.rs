@@ -48,8 +48,15 @@ fn memfd(bytes: u64) -> OwnedFd {
 
 fn devices() -> Devices {
     let disk = DiskSpec { readonly: false, serial: "s".into(), engine: Engine::Threads };
-    let spec =
-        StartSpec { cpus: 1, memory_mib: 32, initrd: false, cmdline: String::new(), disks: vec![disk], offer: None };
+    let spec = StartSpec {
+        cpus: 1,
+        memory_mib: 32,
+        initrd: false,
+        cmdline: String::new(),
+        disks: vec![disk],
+        nets: Vec::new(),
+        offer: None,
+    };
     let notify = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap();
     let fds = DeviceFds {
         console_ring: memfd(console::RING_BYTES),

@@ -20,6 +20,8 @@ pub struct VmSummary {
     pub cpus: u16,
     /// Guest memory, MiB.
     pub memory_mib: u64,
+    /// Its network interfaces, while it has them, in the order of its file.
+    pub nets: Vec<VmNet>,
     /// When it was started, seconds since 1970.
     pub started_at: Option<u64>,
     /// How it ended, once it has.
@@ -109,6 +111,98 @@ pub struct WorkerInfo {
     pub warm: bool,
     /// Where its cgroup limits are held; why not, where they are not.
     pub limits: String,
+}
+
+/// A network interface of a VM: what netd leased.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VmNet {
+    /// Name of the network.
+    pub network: String,
+    /// Number of the lease.
+    pub lease: u64,
+    /// Name of the host's interface.
+    pub interface: String,
+    /// The guest's MAC, `02:76:6d:00:00:02`.
+    pub mac: String,
+    /// The guest's IPv4 address.
+    pub address: String,
+    /// Length of the subnet's prefix, bits.
+    pub prefix: u8,
+    /// The guest's default route.
+    pub gateway: String,
+    /// Bytes of the largest packet.
+    pub mtu: u16,
+    /// Queue pairs.
+    pub queues: u8,
+    /// Ports of the host that lead to the guest.
+    pub forwards: Vec<crate::spec::Forward>,
+}
+
+/// A network that the caller may use: an element of `GET /v1/networks`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Network {
+    /// Its name, as `nets` of a VM's file says it.
+    pub name: String,
+    /// The host's bridge.
+    pub bridge: String,
+    /// The host's own address on it; the guests' gateway.
+    pub gateway: String,
+    /// Length of the subnet's prefix, bits.
+    pub prefix: u8,
+    /// Guests go out with the host's address.
+    pub nat: bool,
+    /// Guests cannot reach each other.
+    pub isolated: bool,
+    /// Guests reach the host's own services.
+    pub host: bool,
+    /// `localhost` on the host leads to forwards, too.
+    pub localhost_forwards: bool,
+    /// Leases that the caller has in it.
+    pub leases: u32,
+    /// Leases that the caller may have in it.
+    pub limit: u32,
+    /// Ranges of host ports, first and last, that the caller may forward.
+    pub forward_ports: Vec<(u16, u16)>,
+}
+
+/// A lease of the caller's: an element of `GET /v1/leases`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LeaseEntry {
+    /// Its number.
+    pub id: u64,
+    /// Its network.
+    pub network: String,
+    /// Name of the VM; none where this supervisor knows no VM that has it.
+    pub vm: Option<String>,
+    /// Name of the host's interface.
+    pub interface: String,
+    /// The guest's MAC.
+    pub mac: String,
+    /// The guest's address.
+    pub address: String,
+    /// Ports of the host that lead to the guest.
+    pub forwards: Vec<crate::spec::Forward>,
+}
+
+/// What a network interface did so far: an element of `GET /v1/vms/{vm}/net`. Received is what reached the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NetStats {
+    /// Its network.
+    pub network: String,
+    /// Name of the host's interface.
+    pub interface: String,
+    /// Packets that reached the guest.
+    pub received_packets: u64,
+    /// Their bytes.
+    pub received_bytes: u64,
+    /// Packets of the guest's that went into the network.
+    pub sent_packets: u64,
+    /// Their bytes.
+    pub sent_bytes: u64,
+    /// DHCP requests that its worker answered.
+    pub dhcp_answers: u64,
+    /// Packets that were dropped, by reason; reasons with none are left out.
+    pub dropped: std::collections::BTreeMap<String, u64>,
 }
 
 /// Counters of a console.

@@ -211,6 +211,7 @@ impl Parcel {
             FdRole::Kernel => Some(&self.kernel),
             FdRole::Initrd => self.initrd.as_ref(),
             FdRole::Disk(n) => self.disks.get(usize::from(n)),
+            FdRole::Tap { .. } => None,
         };
         self.spec.fd_roles().into_iter().filter_map(fd).map(AsFd::as_fd).collect()
     }
@@ -254,6 +255,7 @@ fn worker_spec(spec: &VmSpec, initrd: bool) -> Result<StartSpec, ApiError> {
         initrd,
         cmdline: spec.boot.cmdline.clone().unwrap_or_default(),
         disks: spec.disks.iter().enumerate().map(disk).collect(),
+        nets: Vec::new(),
         offer: None,
     };
     // vmjson::check has looked at all of it: what is left is a defect, but not one to send to a worker.
@@ -321,6 +323,7 @@ fn refused(error: ControlError, paths: &[(String, String)]) -> ApiError {
         Part::Cmdline => Some("boot.cmdline".into()),
         Part::Disk(n) => Some(format!("disks[{n}].path")).filter(|field| paths.iter().any(|(f, _)| f == field)),
         Part::Memory => Some("memory_mib".into()),
+        Part::Net(n) => Some(format!("nets[{n}]")),
         Part::Spec | Part::Kvm | Part::Console | Part::Thread => None,
     };
     let code = match failure.part {

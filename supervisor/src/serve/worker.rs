@@ -93,7 +93,7 @@ impl Control {
         match self.ask_first(&Request::Start(spec), fds).await? {
             Reply::Started(timings) => Ok(timings),
             Reply::Failed(failure) => Err(ControlError::Failed(failure)),
-            Reply::Done | Reply::Offer(_) => Err(ControlError::Confused),
+            _ => Err(ControlError::Confused),
         }
     }
 

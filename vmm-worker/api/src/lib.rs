@@ -7,6 +7,7 @@
 #![deny(missing_docs)]
 
 use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
 
 pub mod console;
 
@@ -18,6 +19,16 @@ pub const VERSION: u16 = 1;
 pub const CPUS_MAX: u8 = 32;
 /// The most disks of one VM.
 pub const DISKS_MAX: usize = 8;
+/// The most network interfaces of one VM.
+pub const NETS_MAX: usize = 4;
+/// The most queue pairs of one network interface.
+pub const NET_QUEUES_MAX: u8 = 4;
+/// The most DNS servers that a guest is told of.
+pub const DNS_MAX: usize = 3;
+/// The longest host name that a guest is told, bytes (a DNS label).
+pub const HOSTNAME_MAX: usize = 63;
+/// The smallest and the largest MTU of a network interface, bytes (RFC 791's least; the largest IPv4 packet).
+pub const MTU: (u16, u16) = (576, 65535);
 /// The longest kernel command line, bytes without the closing NUL (x86 COMMAND_LINE_SIZE is 2048 with it).
 pub const CMDLINE_MAX: usize = 2047;
 /// The longest serial number of a disk, bytes (virtio 1.2, 5.2.6.1: VIRTIO_BLK_ID_BYTES).
@@ -42,6 +53,8 @@ pub struct StartSpec {
     pub cmdline: String,
     /// The disks, in the order in which the guest finds them.
     pub disks: Vec<DiskSpec>,
+    /// The network interfaces, in the order in which the guest finds them.
+    pub nets: Vec<NetSpec>,
     /// What an empty worker said before that KVM offers on this host; without it this worker asks for itself.
     pub offer: Option<Offer>,
 }
@@ -81,6 +94,29 @@ pub struct DiskSpec {
     pub engine: Engine,
 }
 
+/// One network interface: what its lease says. Its TAP has a virtio-net header of 12 bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetSpec {
+    /// The guest's MAC.
+    pub mac: [u8; 6],
+    /// The guest's address.
+    pub address: Ipv4Addr,
+    /// Length of the subnet's prefix, bits.
+    pub prefix: u8,
+    /// The default route.
+    pub gateway: Ipv4Addr,
+    /// DNS servers, at most [`DNS_MAX`].
+    pub dns: Vec<Ipv4Addr>,
+    /// Bytes of the largest packet, within [`MTU`].
+    pub mtu: u16,
+    /// Queue pairs, 1 to [`NET_QUEUES_MAX`]; an fd of the TAP for each.
+    pub queues: u8,
+    /// The TAP hands over checksums to complete and segments to cut.
+    pub offloads: bool,
+    /// What the guest is told to call itself: letters, digits and `-`, at most [`HOSTNAME_MAX`] bytes; empty for nothing.
+    pub hostname: String,
+}
+
 /// Who does a disk's I/O.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Engine {
@@ -107,6 +143,13 @@ pub enum FdRole {
     Initrd,
     /// Disk number n, a regular file or a block device.
     Disk(u8),
+    /// A queue of a network interface's TAP.
+    Tap {
+        /// Number of the interface.
+        net: u8,
+        /// Number of the queue.
+        queue: u8,
+    },
 }
 
 impl StartSpec {
@@ -118,6 +161,9 @@ impl StartSpec {
             roles.push(Initrd);
         }
         roles.extend((0..self.disks.len().min(DISKS_MAX)).map(|n| Disk(n as u8)));
+        for (net, spec) in (0..).zip(self.nets.iter().take(NETS_MAX)) {
+            roles.extend((0..spec.queues.min(NET_QUEUES_MAX)).map(|queue| Tap { net, queue }));
+        }
         roles
     }
 
@@ -141,11 +187,46 @@ impl StartSpec {
         if self.disks.len() > DISKS_MAX {
             return Err(format!("disks: {} disks, where {DISKS_MAX} are possible", self.disks.len()));
         }
+        if self.nets.len() > NETS_MAX {
+            return Err(format!("nets: {} interfaces, where {NETS_MAX} are possible", self.nets.len()));
+        }
+        for (n, net) in self.nets.iter().enumerate() {
+            net.check().map_err(|why| format!("nets[{n}].{why}"))?;
+        }
         self.offer.as_ref().map_or(Ok(()), Offer::check)?;
         for (n, disk) in self.disks.iter().enumerate() {
             if disk.serial.len() > SERIAL_MAX || !disk.serial.bytes().all(|b| b.is_ascii_graphic()) {
                 return Err(format!("disks[{n}].serial: more than {SERIAL_MAX} bytes, or not printable ASCII"));
             }
+        }
+        Ok(())
+    }
+}
+
+impl NetSpec {
+    /// Checks what the types do not hold.
+    ///
+    /// # Errors
+    /// The field and what is wrong with it.
+    fn check(&self) -> Result<(), String> {
+        if self.queues == 0 || self.queues > NET_QUEUES_MAX {
+            return Err(format!("queues: {}, where 1 to {NET_QUEUES_MAX} are possible", self.queues));
+        }
+        if self.mac[0] & 1 != 0 {
+            return Err("mac: a group address".into());
+        }
+        if self.prefix > 32 {
+            return Err(format!("prefix: {} bits of 32", self.prefix));
+        }
+        if self.dns.len() > DNS_MAX {
+            return Err(format!("dns: {} servers, where {DNS_MAX} are possible", self.dns.len()));
+        }
+        if self.mtu < MTU.0 {
+            return Err(format!("mtu: {} bytes, where at least {} are needed", self.mtu, MTU.0));
+        }
+        if self.hostname.len() > HOSTNAME_MAX || !self.hostname.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        {
+            return Err(format!("hostname: more than {HOSTNAME_MAX} bytes, or not letters, digits and -"));
         }
         Ok(())
     }
@@ -162,6 +243,8 @@ pub enum Request {
     PowerButton,
     /// Is the control thread alive? Answered by `Done`.
     Ping,
+    /// What did the network interfaces do? Answered by `NetStats`.
+    NetStats,
 }
 
 impl ipc::Message for Request {
@@ -170,7 +253,7 @@ impl ipc::Message for Request {
         match self {
             Request::Start(spec) => spec.fd_roles().len(),
             Request::Offer => 1,
-            Request::PowerButton | Request::Ping => 0,
+            Request::PowerButton | Request::Ping | Request::NetStats => 0,
         }
     }
 }
@@ -186,10 +269,39 @@ pub enum Reply {
     Failed(StartFailure),
     /// The request was carried out.
     Done,
+    /// One for each network interface, in order; at most [`NETS_MAX`].
+    NetStats(Vec<NetCounters>),
 }
 
 impl ipc::Message for Reply {
     const MAX_BYTES: usize = 12 * 1024;
+}
+
+/// What a network interface did so far. `received` is what reached the guest, `sent` what left it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetCounters {
+    /// Packets that reached the guest from its network.
+    pub received_packets: u64,
+    /// Their bytes, without virtio's header.
+    pub received_bytes: u64,
+    /// Packets of the guest's that went into the network.
+    pub sent_packets: u64,
+    /// Their bytes, without virtio's header.
+    pub sent_bytes: u64,
+    /// DHCP requests that were answered here.
+    pub dhcp_answers: u64,
+    /// Dropped on the way out: shorter than an Ethernet header, or longer than any packet.
+    pub dropped_length: u64,
+    /// Dropped on the way out: the kernel did not take virtio's header.
+    pub dropped_header: u64,
+    /// Dropped on the way out: the TAP did not take it (its interface is down or gone).
+    pub dropped_tap: u64,
+    /// Dropped on the way out: for a DHCP server, and no request that can be answered.
+    pub dropped_dhcp: u64,
+    /// Dropped on the way in: the guest's buffers were too small.
+    pub dropped_buffer: u64,
+    /// Dropped on the way in: a segment or checksum that the guest's driver did not agree to take.
+    pub dropped_offload: u64,
 }
 
 /// Where a start's time went, µs each, as the worker's main thread saw it (the vCPUs are made beside the rest).
@@ -233,6 +345,8 @@ pub enum Part {
     Cmdline,
     /// Disk number n.
     Disk(u8),
+    /// Network interface number n.
+    Net(u8),
     /// The console.
     Console,
     /// A thread or its filter.
@@ -258,6 +372,36 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_network_interface_is_checked_field_by_field() {
+        let good = NetSpec {
+            mac: [2, 0x76, 0x6d, 0, 0, 2],
+            address: Ipv4Addr::new(10, 0, 0, 2),
+            prefix: 24,
+            gateway: Ipv4Addr::new(10, 0, 0, 1),
+            dns: Vec::new(),
+            mtu: 1500,
+            queues: 1,
+            offloads: true,
+            hostname: "web-1".into(),
+        };
+        assert_eq!(good.check(), Ok(()));
+        let bad: [(&str, fn(&mut NetSpec)); 7] = [
+            ("queues", |n| n.queues = 0),
+            ("queues", |n| n.queues = NET_QUEUES_MAX + 1),
+            ("mac", |n| n.mac[0] |= 1),
+            ("prefix", |n| n.prefix = 33),
+            ("dns", |n| n.dns = vec![Ipv4Addr::LOCALHOST; DNS_MAX + 1]),
+            ("mtu", |n| n.mtu = 575),
+            ("hostname", |n| n.hostname = "web.1".into()),
+        ];
+        for (field, break_it) in bad {
+            let mut net = good.clone();
+            break_it(&mut net);
+            assert!(net.check().is_err_and(|why| why.starts_with(field)), "{field}");
+        }
+    }
+
+    #[test]
     fn an_offer_is_bounded_by_itself_and_in_a_spec() {
         let offer = |entries| Offer { cpuid: vec![[u32::MAX; 7]; entries], tsc_deadline: true };
         let spec = |offer| StartSpec {
@@ -266,6 +410,7 @@ mod tests {
             initrd: false,
             cmdline: String::new(),
             disks: Vec::new(),
+            nets: Vec::new(),
             offer: Some(offer),
         };
         assert_eq!(offer(CPUID_MAX).check(), Ok(()));

@@ -183,7 +183,15 @@ mod tests {
     fn spec(readonly: &[bool]) -> StartSpec {
         let disk = |readonly: &bool| DiskSpec { readonly: *readonly, serial: "s".into(), engine: Engine::Threads };
         let disks = readonly.iter().map(disk).collect();
-        StartSpec { cpus: 1, memory_mib: 32, initrd: false, cmdline: String::new(), disks, offer: None }
+        StartSpec {
+            cpus: 1,
+            memory_mib: 32,
+            initrd: false,
+            cmdline: String::new(),
+            disks,
+            nets: Vec::new(),
+            offer: None,
+        }
     }
 
     fn fds(files: &[(&TempFile, bool)]) -> DeviceFds {

@@ -170,6 +170,7 @@ impl Vm {
             initrd: false,
             cmdline: format!("cpus={cpus}"),
             disks: Vec::new(),
+            nets: Vec::new(),
             offer: None,
         };
         let kvm = File::options().read(true).write(true).open("/dev/kvm").expect("/dev/kvm is needed for these tests");
