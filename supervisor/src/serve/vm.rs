@@ -138,6 +138,7 @@ impl Vm {
             owner: self.owner,
             cpus: self.spec.cpus,
             memory_mib: self.spec.memory_mib,
+            nets: Vec::new(),
             started_at: phase.started_at,
             end: phase.end.clone(),
         }
