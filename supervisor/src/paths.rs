@@ -38,6 +38,14 @@ pub fn log_file() -> PathBuf {
     runtime_dir().join(LOG_FILE)
 }
 
+/// netd's socket: what `VMSUP_NETD_SOCKET` names, else the one that its unit makes.
+pub fn netd_socket() -> PathBuf {
+    match std::env::var_os("VMSUP_NETD_SOCKET") {
+        Some(path) if !path.is_empty() => PathBuf::from(path),
+        _ => PathBuf::from(netd_api::SOCKET),
+    }
+}
+
 /// File name of the API's socket.
 pub const API_SOCKET: &str = "api.sock";
 /// File name of the log of a supervisor in the background.

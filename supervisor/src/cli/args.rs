@@ -211,6 +211,10 @@ pub struct Serve {
     /// cgroup. Default: a scope of the systemd user manager, where there is one.
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub cgroup: Option<PathBuf>,
+    /// Socket of the network helper netd, instead of $VMSUP_NETD_SOCKET or /run/vmsup-netd/netd.sock. Believed as you name
+    /// it: who listens there sees what VMs send.
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub netd: Option<PathBuf>,
     /// Go to the background once ready, and log to supervisor.log in the runtime directory.
     #[arg(long)]
     pub background: bool,

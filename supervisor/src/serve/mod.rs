@@ -60,6 +60,8 @@ pub struct ServeOptions {
     pub worker: Option<PathBuf>,
     /// A delegated cgroup for the workers' leaves; default: a scope of the user's service manager, where there is one.
     pub cgroup: Option<PathBuf>,
+    /// netd's socket; default: [`paths::netd_socket`].
+    pub netd: Option<PathBuf>,
     /// Leave the terminal, log to a file, and say `ready` on stdout.
     pub background: bool,
 }
