@@ -1,13 +1,18 @@
 //! What the integration tests share: users to run as, the built binaries, and a jailer or a whole host to talk to.
 //!
 //! Tests that start as root drop to users of their own: `vmsup-test`, who has subordinate uids, and `vmsup-bare`, who
-//! has none (`tests/setup-users` makes both). Started as an ordinary user, they run as that user.
+//! has none (`tests/setup-users` makes both). Started as an ordinary user, they run as that user. netd needs root: its tests
+//! make network namespaces, and skip where they cannot.
 
+pub mod frames;
 pub mod host;
 pub mod jailer;
+pub mod netd;
+pub mod netns;
 pub mod probe;
 pub mod tracer;
 pub mod user;
+pub mod wire;
 
 use std::path::PathBuf;
 

@@ -26,6 +26,16 @@ pub fn without_subuids() -> Option<User> {
     rustix::process::geteuid().is_root().then(|| named("vmsup-bare"))
 }
 
+/// A second tenant, with subordinate uids of its own; for root only.
+pub fn second_tenant() -> User {
+    named("vmsup-test2")
+}
+
+/// Whom netd becomes; for root only.
+pub fn netd() -> User {
+    named("vmsup-netd")
+}
+
 fn named(name: &str) -> User {
     let passwd = std::fs::read_to_string("/etc/passwd").unwrap();
     let own = rustix::process::geteuid();
