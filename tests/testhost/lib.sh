@@ -81,6 +81,20 @@ install_modules() {
 	done <"$dir/modules/order"
 }
 
+# Copies dynamic programs into DIR/usr/bin, and the libraries that they name to where the loader looks for them.
+install_programs() {
+	local dir=$1 program file
+	shift
+	mkdir -p "$dir/usr/bin"
+	for program; do
+		cp -L "$(command -v "$program")" "$dir/usr/bin/"
+		ldd "$dir/usr/bin/$program" | grep -o '/[^ ]*' | while read -r file; do
+			mkdir -p "$dir$(dirname "$file")"
+			cp -Lu "$file" "$dir$file"
+		done
+	done
+}
+
 # A directory as a compressed cpio archive, everything owned by root.
 pack() {
 	(cd "$1" && find . -print0 | sort -z | cpio --null --create --format=newc --owner=0:0 --quiet) | gzip -1 >"$2.new"
