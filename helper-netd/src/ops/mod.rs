@@ -171,7 +171,8 @@ pub enum Element {
     },
     /// `inet vmsup …`: a bridge is in a set.
     Bridge(BridgeSet, IfName),
-    /// `inet vmsup reach`: guests of one bridge reach those of another.
+    /// `inet vmsup reach`: guests of one bridge reach those of another. A bridge to itself where its guests are not
+    /// isolated: else one would reach the other by way of the host, which routes between any two of its addresses.
     Reach {
         /// From.
         from: IfName,
@@ -188,6 +189,14 @@ pub enum Element {
         address: Ipv4Addr,
         /// Its port.
         guest: u16,
+    },
+    /// `inet vmsup localhost`: the forward of that port holds for 127.0.0.0/8, too (`localhost_forwards`). Without it
+    /// the loopback's ports stay with the host's own services.
+    Localhost {
+        /// IPPROTO_TCP or IPPROTO_UDP.
+        protocol: u8,
+        /// Port of the host.
+        host: u16,
     },
 }
 
