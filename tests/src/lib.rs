@@ -11,6 +11,7 @@ pub mod netd;
 pub mod netns;
 pub mod probe;
 pub mod tracer;
+pub mod tun;
 pub mod user;
 pub mod wire;
 
@@ -30,6 +31,15 @@ pub fn program(name: &str) -> PathBuf {
 /// Says that a test did not run, and why; `make test` counts these lines.
 pub fn skip(name: &str, why: &str) {
     println!("SKIPPED {name}: {why}");
+}
+
+/// True where the tests run as root; else the test `name` is said to be skipped.
+pub fn as_root(name: &str) -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        skip(name, "network namespaces and other users need root");
+    }
+    root
 }
 
 /// Waits for `condition`, looking at it again and again.
