@@ -98,5 +98,5 @@ ports() { ip -o link show | sed -n 's/^[0-9]*: \(vt[0-9]*\):.*/\1/p'; }
 net_footprint() {
 	echo "interfaces $(ports | wc -l)," \
 		"leases $(nft list set bridge vmsup leases | grep -o '"vt[0-9]*" \.' | wc -l)," \
-		"forwards $(nft list map inet vmsup forwards | grep -oE '(tcp|udp) \. [0-9]+ : ' | wc -l)"
+		"forwards $(nft list map inet vmsup forwards | grep -oE '(tcp|udp|6|17) \. [0-9]+ : ' | wc -l)"
 }
