@@ -79,6 +79,28 @@ nothing_left() {
 	wait_for 10 same_footprint "$1" || fail "left behind: $(footprint), where there was: $1"
 }
 
+# A shell in a guest: its console. attach VM, then guest COMMAND: prints the output; its exit status is the guest's, or 125
+# where the guest says nothing.
+attach() {
+	rm -f /tmp/keys
+	mkfifo -m 666 /tmp/keys
+	(as_vm "exec vmsup console --no-history --detach-on-eof $1 </tmp/keys" >/tmp/console 2>&1 &)
+	exec 3>/tmp/keys
+}
+guest() {
+	# Counted by a file: most commands are given in subshells.
+	command=$(($(cat /tmp/commands 2>/dev/null || echo 0) + 1))
+	echo $command >/tmp/commands
+	# What is typed is echoed; quotes tell it from what is printed.
+	printf '%s\n' "echo 'be''gin'-$command; ($*) 2>&1; echo 'en''d'-$command \$?" >&3
+	wait_for 40 grep -aq "^end-$command " /tmp/console || {
+		echo "no answer on the guest's console: $(tail -3 /tmp/console)"
+		return 125
+	}
+	tr -d '\r' </tmp/console | sed -n "/^begin-$command\$/,/^end-$command /p" | sed '1d;$d'
+	return "$(sed -n "s/^end-$command \([0-9]*\).*/\1/p" /tmp/console)"
+}
+
 status_of() { sed -n "s/^$2:[[:space:]]*//p" "/proc/$1/status"; }
 
 # in_jail PID: what the kernel shows of a running worker is what the policy says, thread by thread.
