@@ -156,7 +156,16 @@ struct Landlock {
     floor_abi: u8,
     newest_abi: u8,
     handled: String,
-    rules: Vec<serde_json::Value>,
+    rules: Vec<LandlockRule>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LandlockRule {
+    /// A role, not a path: where it is may be known at run time only.
+    what: String,
+    access: Vec<String>,
+    comment: String,
 }
 
 /// Emits `landlock.json`.
@@ -166,8 +175,8 @@ fn landlock(file: &Path, code: &mut String) {
     for (name, l) in all {
         assert!(l.comment.len() >= 8, "{}: {name} says what it is for", file.display());
         assert!(
-            l.handled == "all" && l.rules.is_empty(),
-            "{}: {name}: everything is denied, or this build fails",
+            l.handled == "all" && (name == "netd" || l.rules.is_empty()),
+            "{}: {name}: everything is denied, or this build fails; only netd may have exceptions",
             file.display()
         );
         assert!(l.floor_abi >= 2 && l.floor_abi <= l.newest_abi, "{}: {name}: the floor", file.display());
@@ -179,7 +188,32 @@ fn landlock(file: &Path, code: &mut String) {
             )
             .unwrap();
         }
+        writeln!(
+            code,
+            "/// `landlock.json`: role of a place, and what may be done there.\npub static LANDLOCK_{name}_RULES: &[(&str, &[landlock::AccessFs])] = &["
+        )
+        .unwrap();
+        for rule in &l.rules {
+            assert!(rule.comment.len() >= 8, "{}: {}: a rule says which code needs it", file.display(), rule.what);
+            let access: Vec<String> = rule.access.iter().map(|a| access(file, a)).collect();
+            writeln!(code, "    ({:?}, &[{}]),", rule.what, access.join(", ")).unwrap();
+        }
+        writeln!(code, "];").unwrap();
     }
+}
+
+/// The crate's name of a right. Nothing is listed here that would let a process run a program or make a device.
+fn access(file: &Path, name: &str) -> String {
+    let variant = match name {
+        "read_file" => "ReadFile",
+        "write_file" => "WriteFile",
+        "truncate" => "Truncate",
+        "make_reg" => "MakeReg",
+        "remove_file" => "RemoveFile",
+        "ioctl_dev" => "IoctlDev",
+        other => panic!("{}: {other}: no right that an exception may give", file.display()),
+    };
+    format!("landlock::AccessFs::{variant}")
 }
 
 /// Emits `process.json`.

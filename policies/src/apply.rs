@@ -1,7 +1,11 @@
 //! Putting a policy in force. Each function fails hard: who calls it leaves on an error.
 
 use crate::Filter;
-use landlock::{ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetStatus, Scope};
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
+    RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+};
+use std::os::fd::BorrowedFd;
 
 /// A policy that could not be put in force.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +19,9 @@ pub enum Error {
     /// Landlock is not there, or older than the ABI that is the floor.
     #[error("landlock is not in force: the kernel has no ABI 2 or later, or it is off (boot parameter lsm=)")]
     NotEnforced,
+    /// The caller and `landlock.json` do not know the same places.
+    #[error("landlock: no rule, or no place, for {0}")]
+    Place(String),
 }
 
 /// Installs `filter` for the calling thread and what it makes from now on. Sets no_new_privs.
@@ -31,19 +38,45 @@ pub fn seccomp(filter: &'static Filter) -> Result<(), Error> {
 /// # Errors
 /// [`Error::NotEnforced`] where the kernel does not enforce at least ABI 2.
 pub fn landlock_deny_all() -> Result<(), Error> {
-    let status = Ruleset::default()
-        .set_compatibility(CompatLevel::HardRequirement)
-        .handle_access(AccessFs::from_all(crate::LANDLOCK_WORKER_FLOOR))?
-        .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(AccessFs::from_all(crate::LANDLOCK_WORKER_NEWEST))?
-        .handle_access(AccessNet::from_all(crate::LANDLOCK_WORKER_NEWEST))?
-        .scope(Scope::from_all(crate::LANDLOCK_WORKER_NEWEST))?
-        .create()?
-        .restrict_self()?;
-    if status.ruleset == RulesetStatus::NotEnforced {
-        return Err(Error::NotEnforced);
+    restrict(everything(crate::LANDLOCK_WORKER_FLOOR, crate::LANDLOCK_WORKER_NEWEST)?)
+}
+
+/// Denies netd everything but what `landlock.json` allows at these places, each given by its role there and an fd
+/// (O_PATH will do). Rights that the running ABI does not know are left out of a rule; none is denied for that.
+///
+/// # Errors
+/// [`Error::Place`] unless each role has its place and each place its role; [`Error::NotEnforced`] as above.
+pub fn landlock_netd(places: &[(&str, BorrowedFd<'_>)]) -> Result<(), Error> {
+    let rules = crate::LANDLOCK_NETD_RULES;
+    if let Some((role, _)) = places.iter().find(|(role, _)| rules.iter().all(|(what, _)| what != role)) {
+        return Err(Error::Place((*role).to_owned()));
     }
-    Ok(())
+    let mut ruleset = everything(crate::LANDLOCK_NETD_FLOOR, crate::LANDLOCK_NETD_NEWEST)?;
+    for (what, access) in rules {
+        let place = places.iter().find(|(role, _)| role == what).ok_or_else(|| Error::Place((*what).to_owned()))?;
+        let access: BitFlags<AccessFs> = access.iter().copied().collect();
+        ruleset = ruleset.add_rule(PathBeneath::new(place.1, access))?;
+    }
+    restrict(ruleset)
+}
+
+/// A ruleset that handles every right of `floor`, and those up to `newest` that the kernel has.
+fn everything(floor: ABI, newest: ABI) -> Result<RulesetCreated, RulesetError> {
+    Ruleset::default()
+        .set_compatibility(CompatLevel::HardRequirement)
+        .handle_access(AccessFs::from_all(floor))?
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(newest))?
+        .handle_access(AccessNet::from_all(newest))?
+        .scope(Scope::from_all(newest))?
+        .create()
+}
+
+fn restrict(ruleset: RulesetCreated) -> Result<(), Error> {
+    match ruleset.restrict_self()?.ruleset {
+        RulesetStatus::NotEnforced => Err(Error::NotEnforced),
+        _ => Ok(()),
+    }
 }
 
 /// The newest landlock ABI, up to 7, whose every right the running kernel has; 0 where there is none. Restricts nothing.

@@ -44,7 +44,7 @@ mod tests {
     #[test]
     fn budgets_hold() {
         for (filter, budget) in
-            [(&WORKER_VCPU, 10), (&WORKER_REACTOR, 20), (&WORKER_CONTROL, 20), (&WORKER_STARTUP, 45)]
+            [(&WORKER_VCPU, 10), (&WORKER_REACTOR, 20), (&WORKER_CONTROL, 20), (&WORKER_STARTUP, 45), (&NETD, 25)]
         {
             assert!(filter.syscalls.len() <= budget, "{}: {} > {budget}", filter.name, filter.syscalls.len());
         }
@@ -68,7 +68,7 @@ mod tests {
     #[test]
     fn the_default_action_is_to_kill_the_process() {
         const SECCOMP_RET_KILL_PROCESS: u32 = 0x8000_0000;
-        assert_eq!(ALL.len(), 6);
+        assert_eq!(ALL.len(), 7);
         for filter in ALL {
             let last_returns: Vec<u32> = filter.program.iter().filter(|i| i.code == 0x06).map(|i| i.k).collect();
             assert!(last_returns.contains(&SECCOMP_RET_KILL_PROCESS), "{}", filter.name);
@@ -126,5 +126,90 @@ mod tests {
                 assert!(!filter.syscalls.contains(&call), "{} allows {call}", filter.name);
             }
         }
+    }
+
+    /// netd holds a capability: it neither becomes another program, nor makes a process, a socket or a mount, nor touches
+    /// another process, nor changes who it is.
+    #[test]
+    fn netd_has_no_way_to_another_program_or_identity() {
+        for call in [
+            "execve",
+            "execveat",
+            "fork",
+            "vfork",
+            "clone",
+            "clone3",
+            "socket",
+            "socketpair",
+            "connect",
+            "bind",
+            "listen",
+            "mount",
+            "fsopen",
+            "move_mount",
+            "mknod",
+            "mknodat",
+            "symlinkat",
+            "linkat",
+            "chmod",
+            "fchmod",
+            "fchmodat",
+            "chown",
+            "fchown",
+            "ptrace",
+            "process_vm_readv",
+            "process_vm_writev",
+            "pidfd_open",
+            "pidfd_getfd",
+            "kill",
+            "tkill",
+            "tgkill",
+            "unshare",
+            "setns",
+            "bpf",
+            "userfaultfd",
+            "io_uring_setup",
+            "perf_event_open",
+            "keyctl",
+            "prctl",
+            "prlimit64",
+            "capset",
+            "setresuid",
+            "setgroups",
+            "mprotect",
+            "memfd_create",
+            "init_module",
+            "finit_module",
+        ] {
+            assert!(!NETD.syscalls.contains(&call), "{call}");
+        }
+    }
+
+    /// Only CAP_NET_ADMIN, and only in netd.
+    #[test]
+    fn netd_alone_keeps_a_capability() {
+        assert_eq!(PROCESS_NETD.capabilities, ["CAP_NET_ADMIN"]);
+        for other in [&PROCESS_WORKER, &PROCESS_JAILER, &PROCESS_SUPERVISOR] {
+            assert!(other.capabilities.is_empty(), "{}", other.name);
+        }
+    }
+
+    /// A right to run or to make devices, links and sockets stands in no exception.
+    #[test]
+    fn landlocks_exceptions_are_netds_and_name_each_place_once() {
+        assert!(LANDLOCK_WORKER_RULES.is_empty());
+        let mut places: Vec<_> = LANDLOCK_NETD_RULES.iter().map(|(what, _)| *what).collect();
+        places.dedup();
+        assert_eq!(places, ["journal directory", "/dev/net/tun", "configuration directory", "accounts directory"]);
+        assert!(LANDLOCK_NETD_RULES.iter().all(|(_, access)| !access.contains(&landlock::AccessFs::Execute)));
+    }
+
+    #[test]
+    fn a_place_without_a_rule_and_a_rule_without_a_place_are_refused() {
+        let here = std::fs::File::open("/").unwrap();
+        let unknown = apply::landlock_netd(&[("home directory", std::os::fd::AsFd::as_fd(&here))]);
+        assert!(matches!(unknown, Err(apply::Error::Place(what)) if what == "home directory"));
+        let missing = apply::landlock_netd(&[("/dev/net/tun", std::os::fd::AsFd::as_fd(&here))]);
+        assert!(matches!(missing, Err(apply::Error::Place(what)) if what == "journal directory"));
     }
 }
