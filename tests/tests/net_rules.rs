@@ -1,0 +1,509 @@
+//! The path of a packet: what a guest may say, whom it reaches, who reaches it. The guest's end is the test's: it writes
+//! frames into the TAP, and the kernel has done with a frame what it does when the write returns.
+
+use netd_api::{Forward, Protocol};
+use rustix::net::{RecvFlags, recv};
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+use vmsup_tests::frames::{self, ARP, BROADCAST, IPV4, IPV6, Mac, QINQ, TCP, UDP, VLAN, ethernet};
+use vmsup_tests::netd::{Client, ELSEWHERE, METADATA, NetHost, SERVER, UPLINK, default_network};
+use vmsup_tests::netns::{Caller, Netns};
+use vmsup_tests::wire::Wire;
+use vmsup_tests::{as_root, eventually, user};
+
+fn tenant() -> Caller {
+    (&user::with_subuids()).into()
+}
+
+fn netd(more: &str) -> (NetHost, Client) {
+    let host = NetHost::start(&default_network(&format!("pool = 0\n{more}")));
+    let client = host.client(tenant());
+    (host, client)
+}
+
+/// A socket in a namespace that never makes the test wait.
+fn listener(netns: &Netns, address: Ipv4Addr, port: u16) -> UdpSocket {
+    let socket = netns.run(|| UdpSocket::bind((address, port)).unwrap());
+    socket.set_nonblocking(true).unwrap();
+    socket
+}
+
+/// What came to a socket, and from whom, all that there is by now.
+fn heard(socket: &UdpSocket) -> Vec<(Vec<u8>, SocketAddr)> {
+    let mut buffer = [0; 2048];
+    let mut all = Vec::new();
+    while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+        all.push((buffer[..length].to_vec(), from));
+    }
+    all
+}
+
+/// Waits for one datagram.
+fn hear(what: &str, socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+    let mut first = None;
+    eventually(what, || {
+        first = first.take().or_else(|| heard(socket).into_iter().next());
+        first.is_some()
+    });
+    first.unwrap()
+}
+
+/// True where the guest's question for its gateway is answered: its frames pass.
+fn passes(wire: &Wire) -> bool {
+    wire.received();
+    wire.send(&frames::who_has(wire.own(), wire.lease.gateway)).unwrap();
+    wire.received().iter().any(|f| frames::kind(f) == ARP && f[20..22] == [0, 2])
+}
+
+/// Frames that no guest may send, and what each tells the rules.
+fn forbidden(wire: &Wire, router: Mac, bystander: &Wire) -> Vec<(&'static str, Vec<u8>)> {
+    let (mac, address) = wire.own();
+    let (their_mac, their_address) = bystander.own();
+    let data = frames::udp(5000, 5000, b"x");
+    let ip = |from, to| frames::ipv4(from, to, UDP, &data);
+    let foreign_mac: Mac = [0x02, 0x76, 0x6d, 9, 9, 9];
+    let gateway = wire.lease.gateway;
+    let arp = |operation, sender| frames::arp(operation, sender, ([0; 6], gateway));
+    let dhcp_answer = frames::ipv4(address, Ipv4Addr::BROADCAST, UDP, &frames::udp(67, 68, &[2; 300]));
+    let multicast: Mac = [0x01, 0x80, 0xc2, 0, 0, 0];
+    vec![
+        ("foreign MAC with IP", ethernet(router, foreign_mac, IPV4, &ip(address, SERVER))),
+        ("foreign MAC with ARP", ethernet(BROADCAST, foreign_mac, ARP, &arp(1, (foreign_mac, address)))),
+        ("another VM's MAC", ethernet(router, their_mac, IPV4, &ip(address, SERVER))),
+        ("another VM's MAC and address", ethernet(router, their_mac, IPV4, &ip(their_address, SERVER))),
+        ("the bridge's MAC", ethernet(BROADCAST, router, IPV4, &ip(address, Ipv4Addr::BROADCAST))),
+        ("a group's MAC as source", ethernet(router, multicast, IPV4, &ip(address, SERVER))),
+        ("foreign address", ethernet(router, mac, IPV4, &ip(Ipv4Addr::new(10, 77, 0, 200), SERVER))),
+        ("another VM's address", ethernet(router, mac, IPV4, &ip(their_address, SERVER))),
+        ("the gateway's address", ethernet(BROADCAST, mac, IPV4, &ip(gateway, Ipv4Addr::BROADCAST))),
+        ("an address of the world", ethernet(router, mac, IPV4, &ip(SERVER, gateway))),
+        ("no address", ethernet(BROADCAST, mac, IPV4, &ip(Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST))),
+        ("loopback's address", ethernet(router, mac, IPV4, &ip(Ipv4Addr::LOCALHOST, gateway))),
+        ("ARP for another VM's address", ethernet(BROADCAST, mac, ARP, &arp(2, (mac, their_address)))),
+        ("ARP for the gateway's address", ethernet(BROADCAST, mac, ARP, &arp(2, (mac, gateway)))),
+        ("ARP with another VM's MAC inside", ethernet(BROADCAST, mac, ARP, &arp(1, (their_mac, address)))),
+        ("ARP that is cut", ethernet(BROADCAST, mac, ARP, &arp(1, (mac, address))[..12])),
+        ("VLAN", ethernet(router, mac, VLAN, &frames::tagged(7, IPV4, &ip(address, SERVER)))),
+        ("VLAN 0", ethernet(router, mac, VLAN, &frames::tagged(0, IPV4, &ip(address, SERVER)))),
+        ("a provider's VLAN", ethernet(router, mac, QINQ, &frames::tagged(7, IPV4, &ip(address, SERVER)))),
+        ("IPv6", ethernet([0x33, 0x33, 0, 0, 0, 1], mac, IPV6, &router_advertisement())),
+        ("a DHCP server's answer", ethernet(BROADCAST, mac, IPV4, &dhcp_answer)),
+        ("a bridge's own protocol", ethernet(multicast, mac, 38, &[0x42, 0x42, 3, 0, 0, 0, 0, 0])),
+        ("LLDP", ethernet([0x01, 0x80, 0xc2, 0, 0, 0x0e], mac, 0x88cc, &[2, 7, 4, 2, 2, 2, 2, 2, 2])),
+        ("reverse ARP", ethernet(BROADCAST, mac, 0x8035, &arp(3, (mac, address)))),
+        ("an EtherType that nobody knows", ethernet(router, mac, 0x1234, &[0; 60])),
+        ("an IP packet that is cut", ethernet(router, mac, IPV4, &ip(address, SERVER)[..10])),
+        ("nothing after the header", ethernet(router, mac, IPV4, &[])),
+    ]
+}
+
+/// "I am the router": what a guest must not say to its neighbours.
+fn router_advertisement() -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0, 0, 16, 58, 255];
+    packet.extend("fe80::1".parse::<std::net::Ipv6Addr>().unwrap().octets());
+    packet.extend("ff02::1".parse::<std::net::Ipv6Addr>().unwrap().octets());
+    packet.extend([134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0]);
+    packet
+}
+
+/// How many packets the drops of the rules have counted, all reasons together.
+fn dropped(host: &NetHost) -> u64 {
+    host.counters().values().sum()
+}
+
+#[test]
+fn a_frame_that_is_not_the_leases_reaches_nobody_and_is_counted() {
+    if !as_root("a_frame_that_is_not_the_leases_reaches_nobody_and_is_counted") {
+        return;
+    }
+    // Not even where guests may reach each other and the host.
+    let (host, client) = netd("isolated = false\nhost = true\nmetadata = true");
+    let (wire, bystander) = (client.lease("default", 1).unwrap(), client.lease("default", 2).unwrap());
+    assert!(passes(&wire) && passes(&bystander));
+    let (bridge, uplink) = (host.inside.listen("vmsup0"), host.inside.listen("up0"));
+    let router = host.mac("vmsup0");
+    for (what, frame) in forbidden(&wire, router, &bystander) {
+        let before = dropped(&host);
+        bystander.received();
+        bridge.frames();
+        let _ = wire.send(&frame);
+        assert_eq!(bridge.frames(), Vec::<Vec<u8>>::new(), "{what}: on the bridge");
+        assert_eq!(bystander.received(), Vec::<Vec<u8>>::new(), "{what}: at the neighbour");
+        assert!(dropped(&host) > before, "{what}: not counted: {:?}", host.counters());
+        assert!(passes(&wire), "after {what}");
+    }
+    assert!(uplink.frames().iter().all(|f| frames::parse_ipv4(f).is_none()), "something went out");
+    assert!(passes(&bystander));
+    // The reasons are told apart.
+    assert!(host.counters().len() >= 4, "{:?}", host.counters());
+}
+
+#[test]
+fn a_header_that_the_kernel_refuses_harms_nobody() {
+    if !as_root("a_header_that_the_kernel_refuses_harms_nobody") {
+        return;
+    }
+    let (host, client) = netd("");
+    let wire = client.lease("default", 1).unwrap();
+    let bridge = host.inside.listen("vmsup0");
+    let good = frames::who_has(wire.own(), wire.lease.gateway);
+    let router = host.mac("vmsup0");
+    let packet = wire.packet(router, SERVER, UDP, &frames::udp(1, 2, &[7; 100]));
+    // flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers
+    let headers: [(&str, [u8; 12]); 6] = [
+        ("a segment type that there is not", [0, 0x55, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+        ("segments of no size", [1, 1, 54, 0, 0, 0, 34, 0, 16, 0, 0, 0]),
+        ("a header past the end", [0, 1, 0xff, 0xff, 100, 0, 0, 0, 0, 0, 0, 0]),
+        ("a checksum past the end", [1, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0]),
+        ("TCP segments of a UDP packet", [1, 1, 54, 0, 8, 0, 34, 0, 16, 0, 0, 0]),
+        ("all ones", [0xff; 12]),
+    ];
+    for (what, header) in headers {
+        bridge.frames();
+        let _ = wire.send_raw(&header, &packet);
+        // What passes is at most the guest's own packet: never from somebody else.
+        let others = |f: &Vec<u8>| f[6..12] != wire.lease.mac && frames::kind(f) != ARP && f[6..12] != router;
+        assert!(!bridge.frames().iter().any(others), "{what}");
+        assert!(passes(&wire), "after {what}");
+    }
+    // Too short, too long: refused by the kernel before anything else sees them.
+    for (header, frame) in [(0, 0), (5, 0), (12, 0), (12, 13), (12, 66_000)] {
+        bridge.frames();
+        assert!(wire.send_raw(&vec![0; header], &vec![0xff; frame]).is_err(), "{header} and {frame} bytes");
+        assert_eq!(bridge.frames().len(), 0, "{header} and {frame} bytes");
+    }
+    wire.send(&good).unwrap();
+    assert!(passes(&wire));
+}
+
+#[test]
+fn a_flood_of_arp_is_bounded_and_counted() {
+    if !as_root("a_flood_of_arp_is_bounded_and_counted") {
+        return;
+    }
+    let (host, client) = netd("");
+    let (wire, bystander) = (client.lease("default", 1).unwrap(), client.lease("default", 2).unwrap());
+    let neighbours = || host.inside.json(&["ip", "-j", "neigh", "show"]).as_array().unwrap().len();
+    assert!(passes(&wire));
+    let (known, before) = (neighbours(), dropped(&host));
+    let (mac, address) = wire.own();
+    for n in 0..10_000u16 {
+        let [high, low] = n.to_be_bytes();
+        let sender = (mac, Ipv4Addr::new(10, 77, high, low));
+        if sender.1 != address {
+            wire.send(&ethernet(BROADCAST, mac, ARP, &frames::arp(2, sender, (BROADCAST, sender.1)))).unwrap();
+        }
+    }
+    assert!(dropped(&host) >= before + 9_999, "{:?}", host.counters());
+    assert!(neighbours() <= known + 1, "the host learned {} neighbours", neighbours() - known);
+    assert!(passes(&bystander) && passes(&wire));
+}
+
+#[test]
+fn isolated_guests_do_not_reach_each_other_on_any_way() {
+    if !as_root("isolated_guests_do_not_reach_each_other_on_any_way") {
+        return;
+    }
+    for isolated in [true, false] {
+        let (host, client) = netd(&format!("isolated = {isolated}"));
+        let (a, b) = (client.lease("default", 1).unwrap(), client.lease("default", 2).unwrap());
+        let router = host.mac("vmsup0");
+        assert!(passes(&a) && passes(&b));
+        b.received();
+        let data = frames::udp(5000, 5000, b"hello");
+        let direct = frames::ethernet(
+            b.lease.mac,
+            a.lease.mac,
+            IPV4,
+            &frames::ipv4(a.lease.address, b.lease.address, UDP, &data),
+        );
+        a.send(&frames::who_has(a.own(), b.lease.address)).unwrap();
+        a.send(&direct).unwrap();
+        let got = b.received();
+        let asked = got.iter().any(|f| frames::kind(f) == ARP && f[6..12] == a.lease.mac);
+        let reached = got.iter().any(|f| frames::kind(f) == IPV4);
+        assert_eq!((asked, reached), (!isolated, !isolated), "isolated = {isolated}: {got:?}");
+        if isolated {
+            // By way of the host, too; it knows where the other is.
+            b.answering(|seen| {
+                host.inside.ping(b.lease.address, 0);
+                seen.lock().unwrap().clear();
+                a.send(&a.packet(router, b.lease.address, UDP, &data)).unwrap();
+                // What follows on the same way: once it is there, the packet is not to come any more.
+                assert!(host.inside.ping(b.lease.address, 8));
+                let crossed = |f: &Vec<u8>| frames::parse_ipv4(f).is_some_and(|p| p.from == a.lease.address);
+                assert!(!seen.lock().unwrap().iter().any(crossed), "through the host");
+            });
+        }
+    }
+}
+
+/// Two networks of the same tenant; `more` for the first.
+fn two_networks(more: &str) -> (NetHost, Wire, Wire) {
+    let name = user::with_subuids().name;
+    let host = NetHost::start(&format!(
+        "{}\n[[network]]\nname = \"other\"\nbridge = \"vmsup1\"\nsubnet = \"10.78.0.1/24\"\nusers = [\"{name}\"]\npool = 0\n",
+        default_network(&format!("pool = 0\n{more}"))
+    ));
+    let client = host.client(tenant());
+    let (a, b) = (client.lease("default", 1).unwrap(), client.lease("other", 2).unwrap());
+    (host, a, b)
+}
+
+#[test]
+fn guests_of_two_networks_reach_each_other_only_where_it_is_said() {
+    if !as_root("guests_of_two_networks_reach_each_other_only_where_it_is_said") {
+        return;
+    }
+    for (more, there) in [("", false), ("reach = [\"other\"]", true)] {
+        let (host, a, b) = two_networks(more);
+        let data = frames::udp(5000, 5000, b"hello");
+        let (router_a, router_b) = (host.mac("vmsup0"), host.mac("vmsup1"));
+        let from = |f: &Vec<u8>, whom: &Wire| frames::parse_ipv4(f).is_some_and(|p| p.from == whom.lease.address);
+        b.answering(|seen| {
+            assert!(host.inside.ping(b.lease.address, 0));
+            a.send(&a.packet(router_a, b.lease.address, UDP, &data)).unwrap();
+            assert!(host.inside.ping(b.lease.address, 8));
+            assert_eq!(seen.lock().unwrap().iter().any(|f| from(f, &a)), there, "{more}");
+        });
+        // Reaching is not being reached.
+        a.answering(|seen| {
+            assert!(host.inside.ping(a.lease.address, 0));
+            b.send(&b.packet(router_b, a.lease.address, UDP, &frames::udp(6000, 6000, b"first"))).unwrap();
+            assert!(host.inside.ping(a.lease.address, 8));
+            let unasked = |f: &Vec<u8>| {
+                frames::parse_ipv4(f).is_some_and(|p| {
+                    p.from == b.lease.address && frames::parse_udp(&p.payload).is_some_and(|u| u.2 == b"first")
+                })
+            };
+            assert!(!seen.lock().unwrap().iter().any(unasked), "{more}");
+        });
+    }
+}
+
+#[test]
+fn a_guest_reaches_the_hosts_services_only_where_it_is_said() {
+    if !as_root("a_guest_reaches_the_hosts_services_only_where_it_is_said") {
+        return;
+    }
+    for open in [false, true] {
+        let (host, client) = netd(&format!("host = {open}"));
+        let wire = client.lease("default", 1).unwrap();
+        let router = host.mac("vmsup0");
+        let addresses = [wire.lease.gateway, UPLINK, ELSEWHERE];
+        let services = addresses.map(|address| listener(&host.inside, address, 5353));
+        for (address, service) in addresses.iter().zip(&services) {
+            wire.send(&wire.packet(router, *address, UDP, &frames::udp(5000, 5353, b"knock"))).unwrap();
+            assert_eq!(heard(service).len(), usize::from(open), "{address}, host = {open}");
+            let tcp = frames::tcp((wire.lease.address, *address), (5000, 22), 1, 0, 2);
+            wire.received();
+            wire.answering(|seen| {
+                wire.send(&wire.packet(router, *address, TCP, &tcp)).unwrap();
+                host.inside.ping(wire.lease.address, 0);
+                // Nobody listens there: an open host says so by a reset.
+                let answered =
+                    |f: &Vec<u8>| frames::parse_ipv4(f).is_some_and(|p| p.protocol == TCP && p.from == *address);
+                assert_eq!(seen.lock().unwrap().iter().any(answered), open, "{address}, host = {open}");
+            });
+        }
+        // Whatever is said: loopback is the host's own.
+        let own = listener(&host.inside, Ipv4Addr::LOCALHOST, 5353);
+        wire.send(&wire.packet(router, Ipv4Addr::LOCALHOST, UDP, &frames::udp(5000, 5353, b"knock"))).unwrap();
+        assert_eq!(heard(&own), [], "host = {open}");
+        assert!(passes(&wire));
+    }
+}
+
+#[test]
+fn link_local_metadata_is_out_of_reach_unless_it_is_said() {
+    if !as_root("link_local_metadata_is_out_of_reach_unless_it_is_said") {
+        return;
+    }
+    for open in [false, true] {
+        let (host, client) = netd(&format!("metadata = {open}"));
+        let wire = client.lease("default", 1).unwrap();
+        let router = host.mac("vmsup0");
+        // Where a cloud has it: behind the host.
+        host.outside.ip(&format!("address add {METADATA}/32 dev out0"));
+        host.inside.ip(&format!("route add {METADATA}/32 via {SERVER}"));
+        let (secrets, server) = (listener(&host.outside, METADATA, 80), listener(&host.outside, SERVER, 80));
+        wire.answering(|_| {
+            wire.send(&wire.packet(router, METADATA, UDP, &frames::udp(5000, 80, b"token"))).unwrap();
+            wire.send(&wire.packet(router, SERVER, UDP, &frames::udp(5000, 80, b"page"))).unwrap();
+            hear("the packet to the server", &server);
+        });
+        assert_eq!(heard(&secrets).len(), usize::from(open), "metadata = {open}");
+    }
+    // Nor where it is an address of the host's.
+    let (host, client) = netd("host = true");
+    let wire = client.lease("default", 1).unwrap();
+    host.inside.ip(&format!("address add {METADATA}/32 dev lo"));
+    let secrets = listener(&host.inside, METADATA, 80);
+    wire.send(&wire.packet(host.mac("vmsup0"), METADATA, UDP, &frames::udp(5000, 80, b"token"))).unwrap();
+    assert_eq!(heard(&secrets), []);
+}
+
+#[test]
+fn guests_go_out_with_the_hosts_address_and_get_their_answers() {
+    if !as_root("guests_go_out_with_the_hosts_address_and_get_their_answers") {
+        return;
+    }
+    let (host, client) = netd("");
+    let wire = client.lease("default", 1).unwrap();
+    let server = listener(&host.outside, SERVER, 53);
+    wire.answering(|seen| {
+        let query = frames::udp(5000, 53, b"question");
+        wire.send(&wire.packet(host.mac("vmsup0"), SERVER, UDP, &query)).unwrap();
+        let (data, from) = hear("the question", &server);
+        assert_eq!((&data[..], from.ip()), (&b"question"[..], UPLINK.into()));
+        server.send_to(b"answer", from).unwrap();
+        eventually("the answer", || {
+            seen.lock().unwrap().iter().filter_map(|f| frames::parse_ipv4(f)).any(|p| {
+                p.from == SERVER
+                    && frames::parse_udp(&p.payload).is_some_and(|(f, t, d)| (f, t, d) == (53, 5000, b"answer"))
+            })
+        });
+        // Nobody comes in that was not asked, even who knows the way.
+        host.outside.ip(&format!("route add 10.77.0.0/24 via {UPLINK}"));
+        assert!(!host.outside.ping(wire.lease.address, 0));
+    });
+}
+
+#[test]
+fn guests_of_a_routed_network_go_out_as_themselves_and_are_reached() {
+    if !as_root("guests_of_a_routed_network_go_out_as_themselves_and_are_reached") {
+        return;
+    }
+    let (host, client) = netd("nat = false");
+    let wire = client.lease("default", 1).unwrap();
+    host.outside.ip(&format!("route add 10.77.0.0/24 via {UPLINK}"));
+    let server = listener(&host.outside, SERVER, 53);
+    wire.answering(|_| {
+        wire.send(&wire.packet(host.mac("vmsup0"), SERVER, UDP, &frames::udp(5000, 53, b"question"))).unwrap();
+        assert_eq!(hear("the question", &server).1.ip(), wire.lease.address);
+        assert!(host.outside.ping(wire.lease.address, 1472));
+    });
+}
+
+#[test]
+fn a_large_packet_of_the_mtus_size_passes_both_ways() {
+    if !as_root("a_large_packet_of_the_mtus_size_passes_both_ways") {
+        return;
+    }
+    let (host, client) = netd("");
+    let wire = client.lease("default", 1).unwrap();
+    wire.answering(|_| {
+        for bytes in [0, 56, 1472] {
+            assert!(host.inside.ping(wire.lease.address, bytes), "{bytes}");
+        }
+    });
+}
+
+/// A datagram to `address`, port 8081, from `netns`; true where it comes back from the guest, as from there.
+fn echoed(netns: &Netns, address: Ipv4Addr) -> bool {
+    let socket = netns.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap());
+    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    socket.connect((address, 8081)).unwrap();
+    let _ = socket.send(b"anybody?");
+    recv(&socket, &mut [0u8; 64][..], RecvFlags::empty()).is_ok()
+}
+
+#[test]
+fn a_forward_leads_to_the_guest_from_outside_and_nowhere_else() {
+    if !as_root("a_forward_leads_to_the_guest_from_outside_and_nowhere_else") {
+        return;
+    }
+    let (host, client) = netd("");
+    let forwards = [
+        Forward { protocol: Protocol::Tcp, host: 8080, guest: 80 },
+        Forward { protocol: Protocol::Udp, host: 8081, guest: 53 },
+    ];
+    let wire = client.lease_with("default", 1, &forwards).unwrap();
+    let connect = |netns: &Netns, address: Ipv4Addr, port: u16| {
+        let to = SocketAddr::from((address, port));
+        netns.run(|| TcpStream::connect_timeout(&to, Duration::from_millis(500)).is_ok())
+    };
+    wire.answering(|seen| {
+        assert!(connect(&host.outside, UPLINK, 8080));
+        assert!(echoed(&host.outside, UPLINK));
+        let ports: BTreeMap<(u8, u16), Ipv4Addr> = seen
+            .lock()
+            .unwrap()
+            .iter()
+            .filter_map(|f| frames::parse_ipv4(f))
+            .filter(|p| [TCP, UDP].contains(&p.protocol))
+            .map(|p| ((p.protocol, u16::from_be_bytes([p.payload[2], p.payload[3]])), p.from))
+            .collect();
+        assert_eq!(ports, [((TCP, 80), SERVER), ((UDP, 53), SERVER)].into(), "the guest sees who it was");
+        for (address, port) in [(UPLINK, 80), (UPLINK, 8081), (UPLINK, 8082), (UPLINK, 22)] {
+            assert!(!connect(&host.outside, address, port), "{address}:{port}");
+        }
+        // The host's own way in; its loopback stays its own.
+        assert!(connect(&host.inside, UPLINK, 8080));
+        assert!(!connect(&host.inside, Ipv4Addr::LOCALHOST, 8080));
+    });
+    client.release(wire.lease.id).unwrap();
+    wire.answering(|_| assert!(!connect(&host.outside, UPLINK, 8080), "it ends with its lease"));
+}
+
+#[test]
+fn localhost_leads_to_a_forward_where_it_is_said() {
+    if !as_root("localhost_leads_to_a_forward_where_it_is_said") {
+        return;
+    }
+    let (host, client) = netd("localhost_forwards = true");
+    let forwards = [Forward { protocol: Protocol::Tcp, host: 8080, guest: 80 }];
+    let wire = client.lease_with("default", 1, &forwards).unwrap();
+    // A guest must not reach the host's loopback by that way.
+    let secret = listener(&host.inside, Ipv4Addr::LOCALHOST, 5353);
+    wire.answering(|_| {
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
+        assert!(host.inside.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(5)).is_ok()));
+        let knock = frames::udp(5000, 5353, b"knock");
+        wire.send(&wire.packet(host.mac("vmsup0"), Ipv4Addr::LOCALHOST, UDP, &knock)).unwrap();
+        assert!(host.inside.ping(wire.lease.address, 0));
+        assert_eq!(heard(&secret), []);
+    });
+}
+
+#[test]
+fn loading_the_rules_again_keeps_what_is_leased_and_doubles_nothing() {
+    if !as_root("loading_the_rules_again_keeps_what_is_leased_and_doubles_nothing") {
+        return;
+    }
+    let (host, client) = netd("");
+    let forwards = [Forward { protocol: Protocol::Udp, host: 8081, guest: 53 }];
+    let wire = client.lease_with("default", 1, &forwards).unwrap();
+    let rules = || {
+        let text = host.inside.feed(&["nft", "-s", "list", "ruleset"], "");
+        text.lines().filter(|l| !l.trim_start().starts_with("counter")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let before = rules();
+    host.load_rules();
+    host.load_rules();
+    assert_eq!(rules(), before);
+    assert!(host.leased(&wire.lease.interface) && passes(&wire));
+    wire.answering(|_| assert!(echoed(&host.outside, UPLINK)));
+    host.works(tenant(), "default");
+}
+
+#[test]
+fn a_warm_port_says_nothing_for_whoever_has_it_next() {
+    if !as_root("a_warm_port_says_nothing_for_whoever_has_it_next") {
+        return;
+    }
+    // What was sent to a port before it had a guest is not the guest's.
+    let host = NetHost::start(&default_network("pool = 1"));
+    eventually("a warm port", || host.elements("bridge vmsup leases").len() == 1);
+    host.inside.feed(&["ip", "neigh", "flush", "all"], "");
+    for n in 2..20 {
+        host.inside.run(|| {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+            let _ = socket.send_to(b"for the one before", (Ipv4Addr::new(10, 77, 0, n), 9));
+        });
+    }
+    let wire = host.client(tenant()).lease("default", 1).unwrap();
+    let stale: Vec<_> = wire.received().into_iter().filter(|f| frames::kind(f) == IPV4).collect();
+    assert_eq!(stale, Vec::<Vec<u8>>::new());
+}
