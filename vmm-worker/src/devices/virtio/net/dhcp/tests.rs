@@ -376,21 +376,21 @@ fn garbage_and_mutated_requests_never_panic_and_never_give_away_anything_else() 
     let (mut answered, mut server, mut reply) = (0, DhcpServer::new(&spec()), [0; REPLY_MAX]);
     for round in 0..100_000u32 {
         let mut frame = seeds[round as usize % seeds.len()].clone();
-        if round % 8 == 0 {
+        if round.is_multiple_of(8) {
             frame = (0..random(state) % REQUEST_MAX as u64).map(|_| random(state) as u8).collect();
         }
         for _ in 0..random(state) % 4 {
             let at = random(state) as usize % frame.len().max(1);
             // Most of what decides stands in the headers and the options.
-            let at = if random(state) % 2 == 0 { at % 60 } else { at };
+            let at = if random(state).is_multiple_of(2) { at % 60 } else { at };
             if let Some(byte) = frame.get_mut(at) {
                 *byte = random(state) as u8;
             }
         }
-        if random(state) % 8 == 0 {
+        if random(state).is_multiple_of(8) {
             frame.resize(random(state) as usize % (REQUEST_MAX + 1), random(state) as u8);
         }
-        if round % 2 == 0 && frame.len() >= 34 {
+        if round.is_multiple_of(2) && frame.len() >= 34 {
             frame = mended(frame);
         }
         if let Some(length) = server.answer(&frame, &mut reply) {
