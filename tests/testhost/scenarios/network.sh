@@ -162,8 +162,14 @@ check "its own still does" guest "/usr/bin/ping -q -c 2 -W 5 192.0.2.2"
 check_not "a MAC that is not its own takes it nowhere" \
 	guest "cp /sys/class/net/eth0/address /tmp/mac; ip link set eth0 address 02:76:6d:11:22:33; /usr/bin/ping -q -c 2 -W 2 192.0.2.2; status=\$?; ip link set eth0 address \$(cat /tmp/mac); exit \$status"
 check "its own still does" guest "/usr/bin/ping -q -c 2 -W 5 192.0.2.2"
+counted() { [ "$(nft list counter bridge vmsup "$1" | sed -n 's/.*packets \([0-9]*\).*/\1/p')" -gt 0 ]; }
+check "what it sent as another is counted" counted drop_ip_source
+check "as are a stock guest's attempts at IPv6" counted drop_ipv6
 as_vm "vmsup net stats web1"
-check_text "the worker answered its DHCP client" dhcp as_vm "vmsup net stats web1"
+check_text "the worker answered its DHCP client" dhcp counted() { [ "$(nft list counter bridge vmsup "$1" | sed -n 's/.*packets \([0-9]*\).*/\1/p')" -gt 0 ]; }
+check "what it sent as another is counted" counted drop_ip_source
+check "as are a stock guest's attempts at IPv6" counted drop_ipv6
+as_vm "vmsup net stats web1"
 cat >/home/vm/greedy.json <<'END'
 { "name": "greedy", "cpus": 1, "memory_mib": 32, "boot": { "builtin": "net" },
   "nets": [ { "network": "default", "forwards": [ { "host": 22, "guest": 22 } ] } ] }
