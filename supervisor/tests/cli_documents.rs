@@ -29,10 +29,15 @@ fn the_help_of_serve_tells_how_to_choose_what_is_logged() {
 
 #[test]
 fn every_command_has_help() {
-    let commands = "start run ls inspect console logs stop kill rm wait doctor serve schema version completions man";
+    let commands =
+        "start run ls inspect console logs stop kill rm wait net doctor serve schema version completions man";
     for command in commands.split(' ') {
         let help = printed(&[command, "--help"]);
         assert!(help.contains(&format!("Usage: vmsup {command}")), "{help}");
+    }
+    for command in ["ls", "leases", "stats"] {
+        let help = printed(&["net", command, "--help"]);
+        assert!(help.contains(&format!("Usage: vmsup net {command}")) && help.contains("Example"), "{help}");
     }
 }
 
@@ -47,7 +52,9 @@ fn the_schema_is_json_and_of_its_draft() {
 fn completions_know_the_commands_of_each_shell() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = printed(&["completions", shell]);
-        assert!(script.contains("vmsup") && script.contains("inspect") && script.contains("doctor"), "{shell}");
+        for word in ["vmsup", "inspect", "doctor", "leases"] {
+            assert!(script.contains(word), "{word} for {shell}");
+        }
     }
 }
 
@@ -56,7 +63,7 @@ fn there_is_a_manual_page_for_every_command() {
     let place = Place::new();
     let done = place.run(&["man", "pages/man1"]);
     assert_eq!((done.status, done.stderr.as_str()), (0, ""));
-    for page in ["vmsup.1", "vmsup-run.1", "vmsup-inspect.1", "vmsup-doctor.1"] {
+    for page in ["vmsup.1", "vmsup-run.1", "vmsup-inspect.1", "vmsup-doctor.1", "vmsup-net.1", "vmsup-net-stats.1"] {
         let text = std::fs::read_to_string(place.path().join("pages/man1").join(page)).unwrap();
         assert!(text.contains(".SH DESCRIPTION"), "{page}");
     }
@@ -88,6 +95,9 @@ fn doctor_checks_the_host_and_starts_nothing() {
         "supervisor",
         "runtime directory",
         "memory",
+        "netd",
+        "nft",
+        "tun device",
     ] {
         assert!(names.contains(&name), "{name} is missing in {names:?}");
     }

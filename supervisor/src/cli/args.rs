@@ -22,6 +22,7 @@ use std::path::PathBuf;
   vmsup console web1                    talk to it; Ctrl-a d leaves
   vmsup inspect web1                    see what its process may do
   vmsup stop web1                       press its power button
+  vmsup net ls                          networks that your VMs may be in
 
 Exit status: 0 done, 1 failed, 2 wrong input (a file or an argument)."
 )]
@@ -149,7 +150,21 @@ pub enum Command {
         #[command(flatten)]
         json: Json,
     },
+    /// Networks: which there are, who has which address in them, what they carry.
+    ///
+    /// A VM joins a network by `"nets": [ { "network": "default" } ]` in its file. Networks are declared by the host's
+    /// root, in /etc/vmsup/netd.toml.
+    #[command(after_help = "Examples:
+  vmsup net ls              networks that your VMs may be in
+  vmsup net leases          addresses and forwards of all your VMs
+  vmsup net stats web1      packets, bytes and drops of one VM's interfaces")]
+    Net {
+        #[command(subcommand)]
+        what: Net,
+    },
     /// Check this host: what works, what does not, why it matters, and the command that mends it.
+    ///
+    /// What concerns networks only is no obstacle for VMs without any: where no network helper runs, that is a warning.
     ///
     /// Exit status: 0 when VMs can be started, 1 when something is in the way.
     Doctor {
@@ -161,9 +176,11 @@ pub enum Command {
     /// Other commands start it in the background by themselves; run it yourself to see its log, or under a service
     /// manager. When it ends, its VMs are stopped.
     #[command(after_help = "Environment:
-  VMSUP_LOG    what is logged: error, warn, info (default), debug or trace;
-               debug shows a line for each start of a VM with the time of
-               each stage in microseconds
+  VMSUP_LOG            what is logged: error, warn, info (default), debug or trace;
+                       debug shows a line for each start of a VM with the time of
+                       each stage in microseconds
+  VMSUP_NETD_SOCKET    socket of the network helper, where --netd does not say;
+                       doctor asks there, too
 
 Example:\n  VMSUP_LOG=debug vmsup serve")]
     Serve(Serve),
@@ -192,6 +209,41 @@ Example:\n  VMSUP_LOG=debug vmsup serve")]
     },
 }
 
+/// What can be asked about networks.
+#[derive(Debug, Subcommand)]
+pub enum Net {
+    /// List the networks that your VMs may be in.
+    ///
+    /// SUBNET begins with the host's own address, which is the guests' gateway. With NAT, guests go out with the host's
+    /// address. ISOLATED guests do not reach each other; HOST says whether they reach the host's own services. LEASES are
+    /// yours: those in use, and how many you may have. FORWARDS are the ports of the host that you may forward.
+    #[command(after_help = "Examples:\n  vmsup net ls\n  vmsup net ls --json")]
+    Ls {
+        #[command(flatten)]
+        json: Json,
+    },
+    /// List your leases: which VM has which address, and the ports of the host that lead to it.
+    ///
+    /// A lease without a VM is one whose interface is about to go.
+    #[command(after_help = "Example:\n  vmsup net leases")]
+    Leases {
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Show what a VM's interfaces received, sent and dropped.
+    ///
+    /// RECEIVED is what reached the guest, SENT what it sent into the network; DHCP counts the requests that its own
+    /// process answered. DROPPED is by reason; what the host's own rules drop after that (a forged address, say) is
+    /// counted by them: sudo nft list table bridge vmsup.
+    #[command(after_help = "Example:\n  vmsup net stats web1")]
+    Stats {
+        #[command(flatten)]
+        vm: Vm,
+        #[command(flatten)]
+        json: Json,
+    },
+}
+
 /// Options of `serve`.
 #[derive(Debug, Args)]
 pub struct Serve {
@@ -207,14 +259,14 @@ pub struct Serve {
     /// The worker's program, instead of the one beside this one.
     #[arg(long, value_name = "PATH", value_hint = ValueHint::ExecutablePath)]
     pub worker: Option<PathBuf>,
+    /// Socket of the network helper, instead of $VMSUP_NETD_SOCKET or /run/vmsup-netd/netd.sock. VMs without networks need
+    /// none. Believed as you name it: who listens there sees what VMs send.
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub netd: Option<PathBuf>,
     /// A delegated cgroup v2 directory to hold the limits of VMs, without processes of its own and above this shell's
     /// cgroup. Default: a scope of the systemd user manager, where there is one.
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub cgroup: Option<PathBuf>,
-    /// Socket of the network helper netd, instead of $VMSUP_NETD_SOCKET or /run/vmsup-netd/netd.sock. Believed as you name
-    /// it: who listens there sees what VMs send.
-    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
-    pub netd: Option<PathBuf>,
     /// Go to the background once ready, and log to supervisor.log in the runtime directory.
     #[arg(long)]
     pub background: bool,

@@ -13,6 +13,7 @@ mod failure;
 mod http;
 mod inspect;
 mod keys;
+mod net;
 mod output;
 mod run;
 mod sanitize;
@@ -22,7 +23,7 @@ mod signals;
 mod terminal;
 mod vms;
 
-use args::{Cli, Command};
+use args::{Cli, Command, Net};
 use clap::{CommandFactory, Parser};
 use client::Client;
 use failure::Failure;
@@ -54,6 +55,9 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Kill { vm, json } => vms::end(&client, &vm.vm, vms::How::Kill, json.json),
         Command::Rm { vm, force } => vms::rm(&client, &vm.vm, force),
         Command::Wait { vm, json } => vms::end(&client, &vm.vm, vms::How::Wait, json.json),
+        Command::Net { what: Net::Ls { json } } => net::ls(&client, json.json),
+        Command::Net { what: Net::Leases { json } } => net::leases(&client, json.json),
+        Command::Net { what: Net::Stats { vm, json } } => net::stats(&client, &vm.vm, json.json),
         Command::Doctor { json } => doctor::doctor(&client, json.json),
         Command::Serve(serve) => serve::serve(cli.socket, serve),
         Command::Schema => documents::schema(),

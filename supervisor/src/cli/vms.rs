@@ -6,7 +6,7 @@ use super::output::{age, mib, now, print, print_json, table};
 use super::sanitize::{Sanitizer, line};
 use super::session::{self, Ended, Flow, Interrupt, Options};
 use super::signals::Signals;
-use super::{keys::Keys, terminal};
+use super::{keys::Keys, net, terminal};
 use std::io::IsTerminal;
 use vmsup::api::types::{ApiError, CreateRequest, StopRequest, VmInfo, VmState, VmSummary};
 use vmsup::vmjson::SpecFile;
@@ -48,7 +48,7 @@ pub fn ls(client: &Client, json: bool) -> Result<(), Failure> {
     }
     let now = now();
     let rows: Vec<Vec<String>> = vms.iter().map(|vm| row(vm, now)).collect();
-    print(table(&["NAME", "STATE", "PID", "CPUS", "MEMORY", "OWNER", "AGE", "ID", "END"], &rows))
+    print(table(&["NAME", "STATE", "PID", "CPUS", "MEMORY", "OWNER", "AGE", "ID", "NET", "END"], &rows))
 }
 
 fn row(vm: &VmSummary, now: u64) -> Vec<String> {
@@ -62,6 +62,7 @@ fn row(vm: &VmSummary, now: u64) -> Vec<String> {
         vm.owner.to_string(),
         vm.started_at.map_or_else(dash, |at| age(now.saturating_sub(at))),
         vm.id.clone(),
+        net::joined(vm.nets.iter().map(net::brief), ", "),
         vm.end.as_ref().map(|e| e.reason.clone()).unwrap_or_default(),
     ]
 }

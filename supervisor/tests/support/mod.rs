@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub mod guest;
+pub mod netd;
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -194,7 +195,7 @@ pub fn vm(name: &str, end: Option<(&str, &str)>) -> serde_json::Value {
     };
     serde_json::json!({
         "name": name, "id": "77aa", "state": state, "pid": 4711, "owner": 1000, "cpus": 1, "memory_mib": 32,
-        "started_at": 1, "end": end.map(|(kind, reason)| serde_json::json!({ "kind": kind, "reason": reason, "at": 2 })),
+        "nets": [], "started_at": 1, "end": end.map(|(kind, reason)| serde_json::json!({ "kind": kind, "reason": reason, "at": 2 })),
         "spec": { "name": name, "cpus": 1, "memory_mib": 32, "boot": { "builtin": "hello" } },
         "worker": null, "console": { "written": 0, "overwritten": 0 }
     })

@@ -147,10 +147,8 @@ fn judge_programs(dir: &Path, found: &[(&str, Program)]) -> Check {
     let install = format!("install all programs of vmsup {VERSION} side by side in {}", dir.display());
     for (name, program) in found {
         match program {
-            Program::Missing if *name == "vmsup-netd" => {
-                let why = "it will make networks; this release does without";
-                return Check::warning(NAME, format!("{name} is not in {}", dir.display()), why, install);
-            }
+            // Started by root, from wherever root has it; whether one runs is seen by who answers (`netd`).
+            Program::Missing if *name == "vmsup-netd" => {}
             Program::Missing => {
                 let why = "the supervisor starts it from there";
                 return Check::failure(NAME, format!("{name} is not in {}", dir.display()), why, install);
@@ -162,7 +160,11 @@ fn judge_programs(dir: &Path, found: &[(&str, Program)]) -> Check {
             Program::Says(_) | Program::Silent => {}
         }
     }
-    Check::ok(NAME, format!("all of vmsup {VERSION} are in {}", dir.display()))
+    let netd = match found.iter().any(|(name, program)| *name == "vmsup-netd" && *program == Program::Missing) {
+        true => " but vmsup-netd, which only networks need",
+        false => "",
+    };
+    Check::ok(NAME, format!("all of vmsup {VERSION} are in {}{netd}", dir.display()))
 }
 
 fn running(supervisor: &io::Result<VersionInfo>, socket: &Path) -> Check {
@@ -298,7 +300,8 @@ mod tests {
         assert_eq!(judge(Program::Missing, Program::Silent, Program::Silent), Failure);
         assert_eq!(judge(says("vmsup-jailer", "0.0.1"), Program::Silent, Program::Silent), Failure);
         assert_eq!(judge(jailer(), Program::Missing, Program::Silent), Failure);
-        assert_eq!(judge(jailer(), Program::Silent, Program::Missing), Warning);
+        assert_eq!(judge(jailer(), Program::Silent, Program::Missing), Fine);
+        assert_eq!(judge(jailer(), Program::Silent, says("vmsup-netd", "0.0.1")), Failure);
     }
 
     #[test]

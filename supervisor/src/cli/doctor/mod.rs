@@ -5,6 +5,7 @@
 mod install;
 mod jail;
 mod kvm;
+mod network;
 
 use super::client::Client;
 use super::failure::{FAILED, Failure};
@@ -20,7 +21,7 @@ pub enum Level {
     Ok,
     /// VMs start, but something is weaker, slower or missing.
     Warning,
-    /// VMs cannot be started.
+    /// VMs cannot be started; in the group `network`, VMs with networks cannot.
     Failure,
 }
 
@@ -78,7 +79,28 @@ impl Check {
 struct Report {
     /// No check failed.
     ok: bool,
-    checks: Vec<Check>,
+    checks: Vec<Grouped>,
+}
+
+/// A check, and what it is about.
+#[derive(Debug, Serialize)]
+struct Grouped {
+    /// `kvm`, `jail`, `install` or [`NETWORK`].
+    group: &'static str,
+    #[serde(flatten)]
+    check: Check,
+}
+
+/// The group that VMs without networks do not need.
+const NETWORK: &str = "network";
+
+impl Report {
+    fn new(groups: Vec<(&'static str, Vec<Check>)>) -> Report {
+        let grouped =
+            |(group, checks): (&'static str, Vec<Check>)| checks.into_iter().map(move |check| Grouped { group, check });
+        let checks: Vec<Grouped> = groups.into_iter().flat_map(grouped).collect();
+        Report { ok: checks.iter().all(|c| c.check.result != Level::Failure), checks }
+    }
 }
 
 /// `vmsup doctor`.
@@ -88,10 +110,12 @@ pub fn doctor(client: &Client, json: bool) -> Result<(), Failure> {
             .map_err(|e| std::io::Error::other(Failure::from(e).sentence.unwrap_or_default()))
     });
     let user = install::User::current();
-    let mut checks = kvm::checks(&user);
-    checks.extend(jail::checks(&user, version.as_ref().ok()));
-    checks.extend(install::checks(&user, client.socket(), &version));
-    let report = Report { ok: checks.iter().all(|c| c.result != Level::Failure), checks };
+    let report = Report::new(vec![
+        ("kvm", kvm::checks(&user)),
+        ("jail", jail::checks(&user, version.as_ref().ok())),
+        ("install", install::checks(&user, client.socket(), &version)),
+        (NETWORK, network::checks(&user)),
+    ]);
     if json {
         print_json(&report)?;
     } else {
@@ -101,9 +125,9 @@ pub fn doctor(client: &Client, json: bool) -> Result<(), Failure> {
 }
 
 fn render(report: &Report) -> String {
-    let width = report.checks.iter().map(|c| c.check.len()).max().unwrap_or(0);
+    let width = report.checks.iter().map(|c| c.check.check.len()).max().unwrap_or(0);
     let mut out = String::new();
-    for check in &report.checks {
+    for Grouped { check, .. } in &report.checks {
         let level = match check.result {
             Level::Ok => "ok     ",
             Level::Warning => "warning",
@@ -116,13 +140,21 @@ fn render(report: &Report) -> String {
             }
         }
     }
-    let count = |level| report.checks.iter().filter(|c| c.result == level).count();
-    out.push_str(&match (count(Level::Failure), count(Level::Warning)) {
+    out.push_str(&summary(&report.checks));
+    out
+}
+
+fn summary(checks: &[Grouped]) -> String {
+    let count = |level| checks.iter().filter(|c| c.check.result == level).count();
+    let all_of_networks = checks.iter().all(|c| c.check.result != Level::Failure || c.group == NETWORK);
+    match (count(Level::Failure), count(Level::Warning)) {
         (0, 0) => "\nVMs can be started here.\n".to_owned(),
         (0, warnings) => format!("\nVMs can be started here; {warnings} warning(s).\n"),
+        (failures, _) if all_of_networks => {
+            format!("\nVMs without networks can be started here, others cannot: {failures} failure(s).\n")
+        }
         (failures, _) => format!("\nVMs cannot be started here: {failures} failure(s).\n"),
-    });
-    out
+    }
 }
 
 /// A file's text without the blanks around it; `None` where it is not there.
@@ -136,10 +168,8 @@ mod tests {
 
     #[test]
     fn the_report_shows_the_reason_and_the_fix_of_what_is_wrong_only() {
-        let report = Report {
-            ok: false,
-            checks: vec![Check::ok("a", "good\x1b[2J"), Check::failure("bb", "bad", "it matters", "mend it")],
-        };
+        let checks = || vec![Check::ok("a", "good\x1b[2J"), Check::failure("bb", "bad", "it matters", "mend it")];
+        let report = Report::new(vec![("kvm", checks())]);
         assert_eq!(
             render(&report),
             "ok       a   good\\u{1b}[2J\nFAILURE  bb  bad\n             why: it matters\n             fix: mend it\n\n\
@@ -149,5 +179,11 @@ mod tests {
         assert_eq!(refused.finding, "Permission denied");
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!((&json["ok"], &json["checks"][1]["result"]), (&false.into(), &"failure".into()));
+        assert_eq!(json["checks"][1]["group"], "kvm");
+        let networks = Report::new(vec![(NETWORK, checks())]);
+        assert!(
+            render(&networks).ends_with("VMs without networks can be started here, others cannot: 1 failure(s).\n")
+        );
+        assert!(!networks.ok);
     }
 }

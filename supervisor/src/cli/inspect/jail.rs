@@ -8,6 +8,9 @@ use std::io::Read;
 use std::process::{Command, Stdio};
 use vmsup::api::types::{VmInfo, WorkerInfo};
 
+/// What a TAP's fds lead to.
+const TUN: &str = "/dev/net/tun";
+
 /// What is known of a jail. All but `asserted` was read just now.
 #[derive(Debug, Serialize)]
 pub struct Jail {
@@ -74,7 +77,7 @@ pub fn look(info: &VmInfo, worker: &WorkerInfo) -> std::io::Result<Jail> {
     let inside = look_inside(worker.pid).map(|inspection| inside(inspection, info, own_namespaces()));
     // The helper looked by pid: the same process must still be there, or it saw another one.
     proc::read(worker.pid, worker.start_time)?;
-    let deviations = deviations(&process, inside.as_ref().ok());
+    let deviations = deviations(&process, inside.as_ref().ok(), tap_queues(info));
     let (inside, inside_error) = match inside {
         Ok(inside) => (Some(inside), None),
         Err(error) => (None, Some(without_errno(&error))),
@@ -168,7 +171,8 @@ fn purpose(number: i32, target: &str, info: &VmInfo) -> Option<String> {
         "anon_inode:kvm-vm" => "KVM's VM".into(),
         "/memfd:vmsup-ram" => "guest RAM".into(),
         "/memfd:vmsup-console" => "the console's ring".into(),
-        "/memfd:vmsup-hello" => "the built-in kernel, read only".into(),
+        "/memfd:vmsup-hello" | "/memfd:vmsup-net" => "the built-in kernel, read only".into(),
+        TUN if tap_queues(info) > 0 => "a queue of a network interface's TAP".into(),
         "anon_inode:[eventfd]" => "a wake-up between KVM, threads and supervisor".into(),
         "anon_inode:[eventpoll]" => "what a thread waits for".into(),
         "anon_inode:[timerfd]" => "a timer".into(),
@@ -183,13 +187,18 @@ fn purpose(number: i32, target: &str, info: &VmInfo) -> Option<String> {
     })
 }
 
+/// How many fds of TAPs its networks come with.
+fn tap_queues(info: &VmInfo) -> usize {
+    info.summary.nets.iter().map(|net| usize::from(net.queues)).sum()
+}
+
 /// Whether a path of the spec is what the kernel calls `target`; the spec may go through symbolic links.
 fn leads_to(path: &str, target: &str) -> bool {
     path == target || std::fs::canonicalize(path).is_ok_and(|p| p.to_str() == Some(target))
 }
 
 /// Compares with what is declared.
-fn deviations(process: &Process, inside: Option<&Inside>) -> Vec<String> {
+fn deviations(process: &Process, inside: Option<&Inside>, tap_queues: usize) -> Vec<String> {
     let declared = &policies::PROCESS_WORKER;
     let mut found = Vec::new();
     for thread in &process.threads {
@@ -229,6 +238,10 @@ fn deviations(process: &Process, inside: Option<&Inside>) -> Vec<String> {
     }
     for fd in inside.fds.iter().filter(|fd| fd.purpose.is_none()) {
         found.push(format!("fd {} ({}) is not declared", fd.number, fd.target));
+    }
+    let taps = inside.fds.iter().filter(|fd| fd.target == TUN && fd.purpose.is_some()).count();
+    if taps > tap_queues {
+        found.push(format!("it holds {taps} queues of TAPs, and its networks have {tap_queues}"));
     }
     found
 }

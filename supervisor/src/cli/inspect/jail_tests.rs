@@ -6,6 +6,8 @@ use super::*;
 fn info() -> VmInfo {
     serde_json::from_value(serde_json::json!({
         "name": "a", "id": "1", "state": "running", "pid": 7, "owner": 1000, "cpus": 1, "memory_mib": 32,
+        "nets": [{ "network": "default", "lease": 3, "interface": "vt3", "mac": "02:76:6d:00:00:02",
+                   "address": "10.77.0.2", "prefix": 24, "gateway": "10.77.0.1", "mtu": 1500, "queues": 2, "forwards": [] }],
         "started_at": 0, "end": null,
         "spec": { "name": "a", "cpus": 1, "memory_mib": 32, "boot": { "kernel": "/k" },
                   "disks": [{ "path": "/d0" }, { "path": "/d1", "readonly": true }] },
@@ -49,6 +51,8 @@ fn as_declared() -> (Process, Inspection) {
         "anon_inode:kvm-vcpu:0",
         "anon_inode:[eventfd]",
         "anon_inode:[eventpoll]",
+        "/dev/net/tun",
+        "/dev/net/tun",
     ];
     let inspection = Inspection {
         fds: targets.iter().enumerate().map(|(n, t)| (n as i32, (*t).to_owned())).collect(),
@@ -65,7 +69,7 @@ fn found(change: impl FnOnce(&mut Process, &mut Inspection)) -> Vec<String> {
     let (mut process, mut inspection) = as_declared();
     change(&mut process, &mut inspection);
     let own = policies::PROCESS_WORKER.namespaces.iter().map(|n| format!("{n}:[1]")).collect();
-    deviations(&process, Some(&inside(inspection, &info(), own)))
+    deviations(&process, Some(&inside(inspection, &info(), own)), tap_queues(&info()))
 }
 
 #[test]
@@ -94,6 +98,7 @@ fn each_deviation_is_named() {
     one("environment has 5 bytes", &|_, i| i.environ_bytes = 5);
     one("root directory has entries: etc", &|_, i| i.root_entries = vec!["etc".into()]);
     one("fd 30 (/etc/shadow) is not declared", &|_, i| i.fds.push((30, "/etc/shadow".into())));
+    one("it holds 3 queues of TAPs, and its networks have 2", &|_, i| i.fds.push((31, "/dev/net/tun".into())));
     one("fd 1 (/dev/tty) is not declared", &|_, i| i.fds[1].1 = "/dev/tty".into());
 }
 
@@ -105,4 +110,15 @@ fn every_file_says_what_it_is_for() {
     assert!(purposes.contains(&"disk 0, read and write") && purposes.contains(&"disk 1, read only"), "{purposes:?}");
     assert!(purposes.contains(&"KVM's vCPU 0") && purposes.contains(&"guest RAM"), "{purposes:?}");
     assert!(purposes.contains(&"the kernel image, read only"), "{purposes:?}");
+    assert!(purposes.contains(&"a queue of a network interface's TAP"), "{purposes:?}");
+}
+
+#[test]
+fn a_tap_of_a_vm_without_networks_is_not_declared() {
+    let (process, inspection) = as_declared();
+    let mut info = info();
+    info.summary.nets.clear();
+    let own = policies::PROCESS_WORKER.namespaces.iter().map(|n| format!("{n}:[1]")).collect();
+    let found = deviations(&process, Some(&inside(inspection, &info, own)), tap_queues(&info));
+    assert_eq!(found, ["fd 14 (/dev/net/tun) is not declared", "fd 15 (/dev/net/tun) is not declared"]);
 }

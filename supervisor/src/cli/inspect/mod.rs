@@ -1,7 +1,7 @@
 //! `vmsup inspect`: a VM, and what the process it runs in may do, read from the running process.
 
 mod jail;
-mod proc;
+pub mod proc;
 mod text;
 
 use super::client::{Client, vm_target};

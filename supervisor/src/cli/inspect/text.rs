@@ -1,5 +1,6 @@
 //! The report of `vmsup inspect`, for people.
 
+use super::super::net::forwards;
 use super::super::output::{age, mib, now, table};
 use super::super::sanitize::line;
 use super::super::vms::{ended, state};
@@ -57,6 +58,33 @@ fn vm(out: &mut String, info: &VmInfo) {
     }
     let console = info.console;
     labelled(out, "console", &format!("{} bytes written, {} no longer kept", console.written, console.overwritten));
+    networks(out, info);
+}
+
+/// What the interfaces are while they are leased, and where they belong while they are not.
+fn networks(out: &mut String, info: &VmInfo) {
+    let leased = &info.summary.nets;
+    if leased.is_empty() {
+        for (n, net) in info.spec.nets.iter().enumerate() {
+            labelled(out, &format!("network {n}"), &format!("{}, without a lease now", net.network));
+        }
+        return;
+    }
+    heading(out, "Its networks");
+    let head = ["NETWORK", "INTERFACE", "MAC", "ADDRESS", "GATEWAY", "MTU", "QUEUES", "FORWARDS"];
+    let rows = leased.iter().map(|net| {
+        vec![
+            net.network.clone(),
+            net.interface.clone(),
+            net.mac.clone(),
+            format!("{}/{}", net.address, net.prefix),
+            net.gateway.clone(),
+            net.mtu.to_string(),
+            net.queues.to_string(),
+            forwards(&net.forwards),
+        ]
+    });
+    out.push_str(&indented(&table(&head, &rows.collect::<Vec<_>>())));
 }
 
 fn jail(out: &mut String, jail: &Jail, worker: &WorkerInfo) {
