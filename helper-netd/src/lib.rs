@@ -7,4 +7,7 @@
 //! Unsafe: `sys.rs` only.
 #![deny(unsafe_code)]
 
+pub mod netlink;
 pub mod ops;
+#[allow(unsafe_code)]
+pub mod sys;

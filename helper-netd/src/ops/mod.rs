@@ -3,6 +3,15 @@
 //! [`Ops`] is the whole of it, so that everything above is tested against a double. Names of interfaces are made here
 //! from numbers, or come from root's configuration; none comes from a peer.
 
+mod kernel;
+mod link;
+mod nft;
+#[cfg(test)]
+mod tests;
+
+pub use kernel::Kernel;
+
+use crate::netlink;
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -22,7 +31,8 @@ impl IfName {
     /// `..`.
     pub fn new(name: &str) -> Option<IfName> {
         let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-        if name.is_empty() || name.len() > Self::MAX || !name.bytes().all(allowed) || name.trim_matches('.').is_empty() {
+        if name.is_empty() || name.len() > Self::MAX || !name.bytes().all(allowed) || name.trim_matches('.').is_empty()
+        {
             return None;
         }
         let mut bytes = [0; Self::MAX + 1];
@@ -224,6 +234,19 @@ pub enum OpsError {
     },
 }
 
+/// Tells what the kernel said of something that was tried.
+fn failed(what: impl FnOnce() -> String) -> impl FnOnce(netlink::Error) -> OpsError {
+    move |netlink::Error { source, words }| {
+        let what = what() + &words;
+        match source.raw_os_error() {
+            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO | libc::EEXIST | libc::EBUSY) => {
+                OpsError::Differs { what, source }
+            }
+            _ => OpsError::Kernel { what, source },
+        }
+    }
+}
+
 /// What netd does to the kernel.
 pub trait Ops {
     /// Makes a TAP: IFF_TAP, IFF_NO_PI, IFF_VNET_HDR (12 bytes), several queues where asked for, not persistent, owned
@@ -280,29 +303,4 @@ pub trait Ops {
     /// Drops all pending events of rules, without waiting; true where one of them may concern our tables (one of ours was
     /// made or deleted, or events were lost). What we change ourselves does not count.
     fn rules_touched(&mut self) -> bool;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_is_never_cut_off() {
-        assert!(IfName::new("abcdefghijklmno").is_some());
-        for bad in ["abcdefghijklmnop", "", "a/b", "a b", "a:b", ".", "..", "a\0", "ä"] {
-            assert!(IfName::new(bad).is_none(), "{bad:?}");
-        }
-        assert_eq!(IfName::new("br0").unwrap().as_str(), "br0");
-        assert_eq!(IfName::new("br0").unwrap().padded(), *b"br0\0\0\0\0\0\0\0\0\0\0\0\0\0");
-    }
-
-    #[test]
-    fn a_port_has_one_name_and_no_other_name_is_a_port() {
-        for n in [0, 7, u32::MAX] {
-            assert_eq!(IfName::port(n).port_number(), Some(n));
-        }
-        for other in ["vt", "vt007", "vt4294967296", "vtx", "br0", "xvt1"] {
-            assert_eq!(IfName::new(other).unwrap().port_number(), None, "{other}");
-        }
-    }
 }

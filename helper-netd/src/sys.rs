@@ -1,0 +1,123 @@
+//! System calls without a safe wrapper: TUN ioctls, two socket options, signalfd. The only unsafe of the crate.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+/// The most groups that a peer's list is read for; the kernel's own limit (NGROUPS_MAX).
+const GROUPS_MAX: usize = 65536;
+
+/// What is set about a TAP by a plain number (linux/if_tun.h).
+#[derive(Debug, Clone, Copy)]
+pub enum TunOption {
+    /// Who may attach to it without a capability.
+    Owner(u32),
+    /// Which group may.
+    Group(u32),
+    /// What its holder may be given: `TUN_F_*`.
+    Offload(u32),
+}
+
+/// `TUNSETIFF`: makes the interface of that name, or attaches to it; `flags` are `IFF_*` of linux/if_tun.h.
+pub fn tun_attach(tun: impl AsFd, name: [u8; libc::IFNAMSIZ], flags: u16) -> io::Result<()> {
+    // struct ifreq: the name, and a union of 24 bytes which begins with the flags here.
+    let mut request = [0u8; size_of::<libc::ifreq>()];
+    request[..name.len()].copy_from_slice(&name);
+    request[name.len()..][..2].copy_from_slice(&flags.to_ne_bytes());
+    // SAFETY: TUNSETIFF reads and writes one struct ifreq, and the array has its size; it is read byte by byte
+    // (copy_from_user), so that its alignment does not matter.
+    check(unsafe { libc::ioctl(tun.as_fd().as_raw_fd(), libc::TUNSETIFF, request.as_mut_ptr()) })
+}
+
+/// `TUNSETOWNER`, `TUNSETGROUP`, `TUNSETOFFLOAD`.
+pub fn tun_set(tun: impl AsFd, option: TunOption) -> io::Result<()> {
+    let (request, value) = match option {
+        TunOption::Owner(uid) => (libc::TUNSETOWNER, uid),
+        TunOption::Group(gid) => (libc::TUNSETGROUP, gid),
+        TunOption::Offload(features) => (libc::TUNSETOFFLOAD, features),
+    };
+    // SAFETY: these three take their argument by value: no memory of ours is touched.
+    check(unsafe { libc::ioctl(tun.as_fd().as_raw_fd(), request, libc::c_ulong::from(value)) })
+}
+
+/// `TUNSETVNETHDRSZ`: bytes of the virtio-net header before each frame.
+pub fn tun_set_header_size(tun: impl AsFd, bytes: i32) -> io::Result<()> {
+    // SAFETY: the call reads one int, and `bytes` is one that outlives it.
+    check(unsafe { libc::ioctl(tun.as_fd().as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const bytes) })
+}
+
+/// `SO_PEERGROUPS`: the supplementary groups of a Unix socket's peer, as they were when it connected.
+///
+/// # Errors
+/// `ERANGE` where there are more than the kernel allows a process to have.
+pub fn peer_groups(socket: impl AsFd) -> io::Result<Vec<u32>> {
+    let mut groups = vec![0u32; 64];
+    loop {
+        let mut bytes = (groups.len() * size_of::<u32>()) as libc::socklen_t;
+        // SAFETY: the kernel writes at most `bytes` bytes, which is the size of the vector's initialised elements, and
+        // any bit pattern is a valid u32.
+        let result = check(unsafe {
+            libc::getsockopt(
+                socket.as_fd().as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &raw mut bytes,
+            )
+        });
+        let count = bytes as usize / size_of::<u32>();
+        match result {
+            // Too many for the buffer: `bytes` says how many there are, and they never become more.
+            Err(e) if e.raw_os_error() == Some(libc::ERANGE) && (groups.len()..=GROUPS_MAX).contains(&count) => {
+                groups.resize(count + 1, 0);
+            }
+            result => {
+                result?;
+                groups.truncate(count);
+                return Ok(groups);
+            }
+        }
+    }
+}
+
+/// Has the kernel say in words what was wrong with a request, and leave the request itself out of its answer
+/// (`NETLINK_EXT_ACK`, `NETLINK_CAP_ACK`).
+pub fn netlink_errors_in_words(socket: impl AsFd) -> io::Result<()> {
+    for option in [libc::NETLINK_EXT_ACK, libc::NETLINK_CAP_ACK] {
+        let on: libc::c_int = 1;
+        // SAFETY: the kernel reads one int, and `on` is one that outlives the call.
+        check(unsafe {
+            libc::setsockopt(
+                socket.as_fd().as_raw_fd(),
+                libc::SOL_NETLINK,
+                option,
+                (&raw const on).cast(),
+                size_of_val(&on) as libc::socklen_t,
+            )
+        })?;
+    }
+    Ok(())
+}
+
+/// Blocks the signals for this thread, and returns an fd that is readable when one of them is pending: non-blocking,
+/// close-on-exec. For programs of one thread.
+#[allow(clippy::multiple_unsafe_ops_per_block)]
+pub fn signal_fd(signals: &[i32]) -> io::Result<OwnedFd> {
+    // SAFETY: all zeroes is a valid sigset_t (a plain array of bits), initialised again by sigemptyset; the set outlives
+    // each call, the old mask is not asked for, and a number that is no signal makes sigaddset fail only.
+    let fd = unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in signals {
+            check(libc::sigaddset(&raw mut set, *signal))?;
+        }
+        check(libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()))?;
+        libc::signalfd(-1, &raw const set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC)
+    };
+    check(fd)?;
+    // SAFETY: signalfd returned a new fd, which nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
