@@ -146,6 +146,7 @@ pub enum Enforce {
 #[serde(deny_unknown_fields)]
 pub struct Net {
     /// Name of a network that the host's root declared (`vmsup net ls`).
+    #[schemars(regex(pattern = r"^[A-Za-z0-9_-]{1,31}$"))]
     pub network: String,
     /// The last three bytes of the guest's MAC, `0a:0b:0c`; without them the network chooses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -185,7 +186,7 @@ pub struct Forward {
 }
 
 /// What a forward carries.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// TCP.

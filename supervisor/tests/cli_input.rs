@@ -145,9 +145,13 @@ fn a_boot_with_nothing_or_too_much_to_boot_is_refused() {
 }
 
 #[test]
-fn nets_are_refused_for_now() {
-    let text = with("\"hello\" }", "\"hello\" },\n  \"nets\": [ { \"network\": \"default\" } ]");
-    assert_eq!(refused(text), "6:11: nets: this release has no network helper yet; remove \"nets\"");
+fn a_forward_that_stands_there_twice_names_its_line_and_the_first() {
+    let forward = "{ \"host\": 8080, \"guest\": 80 }";
+    let nets = format!("[ {{ \"network\": \"a\",\n  \"forwards\": [ {forward}, {forward} ] }} ]");
+    assert_eq!(
+        refused(with("\"hello\" }", &format!("\"hello\" }},\n  \"nets\": {nets}"))),
+        "7:60: nets[0].forwards[1].host: TCP port 8080 is forwarded by nets[0].forwards[0] already; use another port"
+    );
 }
 
 #[test]

@@ -2,7 +2,8 @@
 //!
 //! Runs in the CLI (for an error with the line of the file) and again in the supervisor (which believes no client).
 
-use crate::spec::{Boot, Disk, Limits, NAME_MAX, VmSpec};
+use super::nets;
+use crate::spec::{Boot, Builtin, Disk, Limits, NAME_MAX, VmSpec};
 use worker_api::{CMDLINE_MAX, CPUS_MAX, DISKS_MAX, MEMORY_MIB_MAX, MEMORY_MIB_MIN, SERIAL_MAX};
 
 /// The longest path that the kernel takes, bytes without the closing NUL (PATH_MAX is 4096 with it).
@@ -56,10 +57,7 @@ pub fn check(spec: &VmSpec) -> Result<(), FieldError> {
     if let Some(limits) = &spec.limits {
         check_limits(spec, limits)?;
     }
-    if !spec.nets.is_empty() {
-        return Err(FieldError::new("nets", "this release has no network helper yet; remove \"nets\""));
-    }
-    Ok(())
+    nets::check(&spec.nets)
 }
 
 /// Checks the memory that a VM asks for against the host's.
@@ -112,8 +110,8 @@ fn check_boot(boot: &Boot) -> Result<(), FieldError> {
         (None, Some(_)) if boot.initrd.is_some() => {
             return Err(FieldError::new("boot.initrd", "a built-in guest takes no initrd; remove it"));
         }
-        (None, Some(_)) if boot.cmdline.is_some() => {
-            return Err(FieldError::new("boot.cmdline", "a built-in guest takes no command line; remove it"));
+        (None, Some(Builtin::Hello)) if boot.cmdline.is_some() => {
+            return Err(FieldError::new("boot.cmdline", "the guest \"hello\" takes no command line; remove it"));
         }
         _ => {}
     }
@@ -305,6 +303,14 @@ mod tests {
         });
         refused("boot.initrd", "no initrd", |s| s.boot.initrd = kernel());
         refused("boot.cmdline", "no command line", |s| s.boot.cmdline = Some("quiet".into()));
+        let net = |cmdline: &str| Boot {
+            kernel: None,
+            initrd: None,
+            cmdline: Some(cmdline.into()),
+            builtin: Some(Builtin::Net),
+        };
+        assert_eq!(with(|s| s.boot = net("fetch=10.77.0.1:80/")), Ok(()));
+        refused("boot.cmdline", "NUL", |s| s.boot = net("a\0b"));
         let kernel_with = |cmdline: String| {
             move |s: &mut VmSpec| {
                 s.boot = Boot { kernel: Some("/k".into()), initrd: None, cmdline: Some(cmdline), builtin: None }
@@ -348,9 +354,9 @@ mod tests {
     }
 
     #[test]
-    fn nets_are_refused_until_there_is_a_helper() {
-        refused("nets", "no network helper", |s| {
-            s.nets = serde_json::from_str(r#"[{"network":"default"}]"#).unwrap();
-        });
+    fn interfaces_are_checked_with_the_rest() {
+        let nets = |json: &str| serde_json::from_str::<Vec<crate::spec::Net>>(json).unwrap();
+        assert_eq!(with(|s| s.nets = nets(r#"[{"network":"default"}]"#)), Ok(()));
+        refused("nets[0].network", "empty", |s| s.nets = nets(r#"[{"network":""}]"#));
     }
 }

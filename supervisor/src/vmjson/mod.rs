@@ -6,13 +6,14 @@
 //! read.rs   path  -> text      regular files only, at most 256 KiB, UTF-8
 //! tree.rs   text  -> tree      JSON with positions, no key twice, bounded depth
 //! de.rs     tree  -> VmSpec    serde, with errors that keep their parts
-//! check.rs  VmSpec             what the types do not hold; pure
+//! check.rs  VmSpec             what the types do not hold; pure (nets.rs: of its interfaces)
 //! files.rs  VmSpec             the files that it names, as they are now
 //! ```
 
 pub mod check;
 mod de;
 mod files;
+pub(crate) mod nets;
 mod read;
 pub mod schema;
 mod sentence;

@@ -13,16 +13,19 @@ pub fn document() -> Value {
     schema.insert("$id".into(), ID.into());
     schema.insert("title".into(), "A virtual machine of vmsup (vm.json)".into());
     let mut document = schema.to_value();
-    // What a struct of options cannot say: a VM boots a kernel, or a built-in guest that takes nothing else.
+    // What a struct of options cannot say: a VM boots a kernel, or a built-in guest that takes no files.
     if let Some(boot) = document.pointer_mut("/$defs/Boot").and_then(Value::as_object_mut) {
         boot.insert(
             "oneOf".into(),
             json!([
                 { "title": "a kernel", "required": ["kernel"],
                   "properties": { "kernel": { "type": "string" }, "builtin": { "type": "null" } } },
-                { "title": "a built-in guest", "required": ["builtin"],
-                  "properties": { "builtin": { "type": "string" }, "kernel": { "type": "null" },
+                { "title": "the built-in guest hello", "required": ["builtin"],
+                  "properties": { "builtin": { "const": "hello" }, "kernel": { "type": "null" },
                                   "initrd": { "type": "null" }, "cmdline": { "type": "null" } } },
+                { "title": "the built-in guest net", "required": ["builtin"],
+                  "properties": { "builtin": { "const": "net" }, "kernel": { "type": "null" },
+                                  "initrd": { "type": "null" } } },
             ]),
         );
     }
@@ -38,7 +41,7 @@ mod tests {
         let schema = document();
         assert_eq!(schema["$id"], ID);
         assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
-        assert_eq!(schema["$defs"]["Boot"]["oneOf"].as_array().unwrap().len(), 2);
+        assert_eq!(schema["$defs"]["Boot"]["oneOf"].as_array().unwrap().len(), 3);
         assert_eq!(schema["additionalProperties"], false);
     }
 

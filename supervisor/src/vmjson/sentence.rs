@@ -3,6 +3,7 @@
 use super::check::{escaped, shown};
 use super::de::{Problem, TypeError, choices};
 use super::tree::{Fault, TreeError, position};
+use netd_api::QUEUES_MAX;
 use worker_api::{CPUS_MAX, MEMORY_MIB_MAX, MEMORY_MIB_MIN};
 
 /// The field and the sentence of a text that has no tree.
@@ -78,7 +79,12 @@ fn bounds(field: &str) -> Option<String> {
     match field {
         "cpus" => Some(format!("a whole number from 1 to {CPUS_MAX}")),
         "memory_mib" => Some(format!("a whole number from {MEMORY_MIB_MIN} to {MEMORY_MIB_MAX} (MiB)")),
-        _ => None,
+        _ if !field.starts_with("nets[") => None,
+        _ => match field.rsplit('.').next() {
+            Some("queues") => Some(format!("a whole number from 1 to {QUEUES_MAX}")),
+            Some("host" | "guest") => Some("a whole number from 1 to 65535 (a port)".into()),
+            _ => None,
+        },
     }
 }
 
@@ -151,6 +157,14 @@ mod tests {
         assert!(sentence(&with("\"colour\": 1")).ends_with(
             "colour: unknown field; known here: name, cpus, memory_mib, boot, disks, console, limits, nets"
         ));
+        assert_eq!(
+            sentence(&with("\"nets\": [{\"network\": \"a\", \"forward\": []}]")),
+            "vm.json:6:28: nets[0].forward: unknown field; did you mean \"forwards\"?"
+        );
+        assert!(
+            sentence(&with("\"nets\": [{\"network\": \"a\", \"mac\": \"\"}]"))
+                .ends_with("did you mean \"mac_suffix\"?")
+        );
         assert!(sentence(&with("\"a\\u001b[2J\": 1")).contains("a\\u{1b}[2J: unknown field"));
     }
 
@@ -175,7 +189,19 @@ mod tests {
         assert!(at("{\"boot\": [\"vmlinuz\"]}").contains("boot: a list is not possible; give an object in { }"));
         assert!(at("[]").starts_with("vm.json:1:1: a list is not possible; give an object"));
         assert!(at("{\"boot\": {\"builtin\": \"helo\"}}").ends_with("\"helo\" is not known; did you mean \"hello\"?"));
-        assert!(at("{\"boot\": {\"builtin\": 7}}").ends_with("boot.builtin: 7 is not possible; give one of \"hello\""));
+        assert!(
+            at("{\"boot\": {\"builtin\": 7}}")
+                .ends_with("boot.builtin: 7 is not possible; give one of \"hello\", \"net\"")
+        );
+        let forward = |host: &str| {
+            let forward = format!("{{\"host\": {host}, \"guest\": 80, \"protocol\": \"sctp\"}}");
+            with(&format!("\"nets\": [{{\"network\": \"a\", \"forwards\": [{forward}]}}]"))
+        };
+        assert!(
+            at(&forward("70000"))
+                .ends_with("host: 70000 is not possible; give a whole number from 1 to 65535 (a port)")
+        );
+        assert!(at(&forward("1")).ends_with("\"sctp\" is not known; give one of \"tcp\", \"udp\""));
         assert!(
             at(&with("\"disks\": [{\"path\": \"x\", \"engine\": \"magic\"}]"))
                 .ends_with("\"magic\" is not known; give one of \"auto\", \"threads\"")
