@@ -71,6 +71,21 @@ fn a_netd_that_is_not_there_is_no_failure_and_one_that_does_not_answer_is() {
 }
 
 #[test]
+fn a_netd_that_is_mute_is_told_from_one_that_is_absent() {
+    use std::io::{Error, ErrorKind};
+    for absent in [ErrorKind::NotFound, ErrorKind::ConnectionRefused] {
+        assert!(matches!(Silence::from(Error::from(absent)), Silence::Absent), "{absent}");
+    }
+    // While connecting to a full backlog, and while waiting for the answer.
+    for mute in [Silence::from(Error::from(ErrorKind::WouldBlock)), ipc::Error::Io(ErrorKind::WouldBlock.into()).into()]
+    {
+        assert!(matches!(&mute, Silence::Failed(why) if why == "it does not answer within 5 s"), "{mute:?}");
+    }
+    assert!(matches!(Silence::from(ipc::Error::Closed), Silence::Failed(_)));
+    assert!(matches!(Silence::from(Error::from(ErrorKind::PermissionDenied)), Silence::Failed(_)));
+}
+
+#[test]
 fn netd_has_one_capability_and_is_confined() {
     let judge = |change: &dyn Fn(&mut Process)| {
         let mut process = process();
