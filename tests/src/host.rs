@@ -69,6 +69,13 @@ impl Host {
         Host::start_wrapped(user, &[], args)
     }
 
+    /// As [`Host::start`], with the netd of `net`.
+    pub fn start_on(user: &User, net: &crate::netd::NetHost, args: &[&str]) -> Host {
+        let socket = net.socket();
+        let netd = ["--netd", socket.to_str().unwrap()];
+        Host::start_wrapped(user, &[], &[args, &netd].concat())
+    }
+
     /// As [`Host::start`], with a program in front that execs the supervisor (`prlimit --nofile=64`, say).
     ///
     /// # Panics

@@ -18,7 +18,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 /// The host's address on its uplink.
@@ -57,6 +57,8 @@ pub struct NetHost {
     wrapper: Vec<String>,
     netd: Option<Child>,
     starts: usize,
+    /// `run` is a file system of its own.
+    mounted: bool,
 }
 
 impl NetHost {
@@ -65,7 +67,7 @@ impl NetHost {
         NetHost::start_wrapped(&[], config)
     }
 
-    /// As [`NetHost::start`], with a program in front that execs netd (`prlimit --nofile=64`, say).
+    /// As [`NetHost::start`], with a program in front that execs netd (`setpriv`, say).
     pub fn start_wrapped(wrapper: &[&str], config: &str) -> NetHost {
         let mut host = NetHost::without_netd(config);
         host.wrapper = wrapper.iter().map(|word| (*word).to_owned()).collect();
@@ -89,9 +91,32 @@ impl NetHost {
         let run = folder.path().join("run");
         std::fs::create_dir(&run).unwrap();
         std::os::unix::fs::chown(&run, Some(netd.uid), Some(netd.gid)).unwrap();
-        let host = NetHost { inside, outside, folder, wrapper: Vec::new(), netd: None, starts: 0 };
+        let host = NetHost { inside, outside, folder, wrapper: Vec::new(), netd: None, starts: 0, mounted: false };
         host.configure(config);
         host
+    }
+
+    /// Puts netd's directory onto a file system of its own with so little room; before it is started.
+    ///
+    /// # Panics
+    /// Where it cannot be mounted.
+    pub fn little_room(&mut self, kib: u32) {
+        let (netd, run) = (user::netd(), self.run_folder());
+        let options = format!("size={kib}k,mode=0755,uid={},gid={}", netd.uid, netd.gid);
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&run).status();
+        assert!(mount.unwrap().success());
+        self.mounted = true;
+    }
+
+    /// Takes what room is left there with a file, which is returned.
+    ///
+    /// # Panics
+    /// Where it cannot be made.
+    pub fn fill(&self) -> PathBuf {
+        let path = self.run_folder().join("filler");
+        let mut file = std::fs::File::create(&path).unwrap();
+        while std::io::Write::write(&mut file, &[1; 4096]).is_ok() {}
+        path
     }
 
     /// Loads the rules as the unit does that is there for it.
@@ -112,7 +137,7 @@ impl NetHost {
     }
 
     /// A command of netd's program with this host's places, in this host's namespace, not yet run.
-    pub fn command(&self, args: &[&str]) -> std::process::Command {
+    pub fn command(&self, args: &[&str]) -> Command {
         let netd = program("vmsup-netd");
         let mut command = match &self.wrapper[..] {
             [] => self.inside.command(&netd),
@@ -177,6 +202,15 @@ impl NetHost {
         rustix::process::kill_process(rustix::process::Pid::from_raw(self.pid()).unwrap(), signal).unwrap();
     }
 
+    /// Lets it have no more fds than so many, from now on.
+    ///
+    /// # Panics
+    /// Where prlimit(1) fails.
+    pub fn limit_fds(&self, most: usize) {
+        let limit = format!("--nofile={most}:{most}");
+        assert!(Command::new("prlimit").args(["--pid", &self.pid().to_string(), &limit]).status().unwrap().success());
+    }
+
     /// True where it is still running.
     pub fn alive(&mut self) -> bool {
         self.netd.as_mut().is_some_and(|child| child.try_wait().unwrap().is_none())
@@ -189,12 +223,16 @@ impl NetHost {
 
     /// Its socket.
     pub fn socket(&self) -> PathBuf {
-        self.folder.path().join("run/netd.sock")
+        self.run_folder().join("netd.sock")
     }
 
     /// Its journal.
     pub fn journal(&self) -> PathBuf {
-        self.folder.path().join("run/journal")
+        self.run_folder().join("journal")
+    }
+
+    fn run_folder(&self) -> PathBuf {
+        self.folder.path().join("run")
     }
 
     fn log_file(&self) -> PathBuf {
@@ -324,6 +362,16 @@ impl NetHost {
         assert_eq!(client.release(wire.lease.id), Ok(()));
     }
 
+    /// Waits until there are so many ports, so many elements of leases, and netd holds the fds of so many warm TAPs.
+    pub fn nothing_but(&self, ports: usize, warm: usize) {
+        let folder = format!("/proc/{}/fd", self.pid());
+        let is_tap =
+            |n: &String| std::fs::read_link(format!("{folder}/{n}")).is_ok_and(|t| t == Path::new("/dev/net/tun"));
+        eventually("so many ports", || self.ports().len() == ports);
+        eventually("so many elements", || self.elements("bridge vmsup leases").len() == ports);
+        eventually("so many warm TAPs", || crate::names(&folder).iter().filter(|n| is_tap(n)).count() == warm);
+    }
+
     /// Waits until no port is left but `warm` ones, and no element of a lease but theirs, no forward, no lease.
     pub fn nothing_left(&self, warm: usize, who: impl Into<Caller>) {
         let client = self.client(who);
@@ -339,6 +387,9 @@ impl Drop for NetHost {
         if let Some(mut child) = self.netd.take() {
             let _ = child.kill();
             let _ = child.wait();
+        }
+        if self.mounted {
+            let _ = Command::new("umount").arg("-l").arg(self.run_folder()).status();
         }
         if std::thread::panicking() {
             eprintln!("--- log of netd:\n{}", self.log());

@@ -64,6 +64,16 @@ impl Wire {
         frames::ethernet(router, mac, frames::IPV4, &frames::ipv4(address, to, protocol, payload))
     }
 
+    /// True where the guest's question for its gateway is answered: its frames pass.
+    ///
+    /// # Panics
+    /// Where the TAP takes no frame.
+    pub fn passes(&self) -> bool {
+        self.received();
+        self.send(&frames::who_has(self.own(), self.lease.gateway)).unwrap();
+        self.received().iter().any(|f| frames::kind(f) == frames::ARP && f[20..22] == [0, 2])
+    }
+
     /// The frame that answers `frame`, where a well-behaved guest answers it: ARP for its address, pings, UDP (what came goes
     /// back), TCP (every SYN is accepted, nothing else is said).
     pub fn answer(&self, frame: &[u8]) -> Option<Vec<u8>> {
