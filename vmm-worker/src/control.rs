@@ -5,6 +5,7 @@
 //! call here blocks but the one `poll(2)`.
 
 use crate::devices::PowerButton;
+use crate::devices::virtio::net::counters::Counters;
 use crate::leave::{self, End, Words, leave};
 use crate::start::{self, Machine};
 use crate::sys;
@@ -13,6 +14,7 @@ use ipc::Channel;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType, accept_with, getsockname, listen, sockopt};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use worker_api::{NAME, Reply, Request, StartFailure, StartSpec, VERSION};
 
 /// The number that the control socket is born with (`policies/process.json`).
@@ -57,7 +59,7 @@ impl Listener {
             Ok(machine) => machine,
             Err(failure) => connection.fail(failure),
         };
-        let power_button = connection.begin(machine);
+        let (power_button, nets) = connection.begin(machine);
         loop {
             let (request, _) = connection.next(false);
             match request {
@@ -66,7 +68,10 @@ impl Listener {
                     power_button.press();
                     connection.reply(&Reply::Done);
                 }
-                Request::NetStats => connection.reply(&Reply::NetStats(Vec::new())),
+                Request::NetStats => {
+                    let counters = nets.iter().map(|net| net.snapshot()).collect();
+                    connection.reply(&Reply::NetStats(counters));
+                }
                 // A worker is one VM, once.
                 Request::Start(_) | Request::Offer => connection.drop_peer(),
             }
@@ -163,15 +168,15 @@ impl Connection {
     }
 
     /// Lets the guest begin, and only then tells of it.
-    fn begin(&mut self, machine: Machine) -> PowerButton {
-        let Machine { crew, power_button, mut timings, mut clock, vm } = machine;
+    fn begin(&mut self, machine: Machine) -> (PowerButton, Vec<Arc<Counters>>) {
+        let Machine { crew, power_button, nets, mut timings, mut clock, vm } = machine;
         // KVM forgets a VM's irqfds when its fd is closed; this process never closes it.
         Box::leak(Box::new(vm));
         crew.go();
         timings.threads += clock.lap();
         self.reply(&Reply::Started(timings));
         leave::answered();
-        power_button
+        (power_button, nets)
     }
 
     fn fail(&mut self, failure: StartFailure) -> ! {

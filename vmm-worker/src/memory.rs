@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Unsafe: `madvise` on the mapping, the memslots, which tell KVM where in this process guest RAM lies, and the transfers
-//! between a file and guest RAM.
+//! between an fd and guest RAM.
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
@@ -166,25 +166,83 @@ pub fn transfer(
     segments: impl Iterator<Item = Segment>,
     offset: u64,
 ) -> std::io::Result<usize> {
-    let outside = || std::io::Error::from_raw_os_error(libc::EFAULT);
     let offset = i64::try_from(offset).map_err(|_| std::io::Error::from_raw_os_error(libc::EINVAL))?;
-    let mut vector = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; TRANSFER_SEGMENTS];
-    let mut count = 0;
-    for (slot, segment) in vector.iter_mut().zip(segments) {
-        let slice = memory.get_slice(segment.address, segment.length as usize).map_err(|_| outside())?;
-        *slot = libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() };
-        count += 1;
-    }
+    let mut vector = [NOWHERE; TRANSFER_SEGMENTS];
+    let count = aim(&mut vector, memory, segments)?;
     let (fd, vector, count) = (file.as_raw_fd(), vector.as_ptr(), count as libc::c_int);
     let moved = match way {
-        // SAFETY: the first `count` entries of `vector`, which outlives the call, each name a range that `get_slice`
-        // found whole inside a mapping of `memory`, which is borrowed until after the call. The kernel alone touches the
+        // SAFETY: the first `count` entries of `vector`, which outlives the call, each name a range that `aim` found
+        // whole inside a mapping of `memory`, which is borrowed until after the call. The kernel alone touches the
         // bytes; Rust holds no reference to guest RAM, so that the guest may change it meanwhile.
         Transfer::FromFile => unsafe { libc::preadv(fd, vector, count, offset) },
         // SAFETY: as above; the kernel reads the ranges.
         Transfer::ToFile => unsafe { libc::pwritev(fd, vector, count, offset) },
     };
     usize::try_from(moved).map_err(|_| std::io::Error::last_os_error())
+}
+
+/// One `readv(2)` of a packet: into `head`, then into the first [`TRANSFER_SEGMENTS`] of `segments`, then into `tail`. Returns
+/// the bytes that came: where some are in `tail`, the packet was too long for `segments`.
+///
+/// # Errors
+/// As [`transfer`].
+pub fn receive(
+    memory: &GuestMemory,
+    from: BorrowedFd<'_>,
+    head: &mut [u8],
+    segments: impl Iterator<Item = Segment>,
+    tail: &mut [u8],
+) -> std::io::Result<usize> {
+    let mut vector = [NOWHERE; PACKET_PIECES];
+    let own = |bytes: &mut [u8]| libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    vector[0] = own(head);
+    let count = 1 + aim(&mut vector[1..=TRANSFER_SEGMENTS], memory, segments)?;
+    vector[count] = own(tail);
+    // SAFETY: the first and the last of these `count` + 1 entries are `head` and `tail`, which are borrowed for writing until
+    // after the call; for those between, and for `vector`, what `transfer` says holds.
+    let moved = unsafe { libc::readv(from.as_raw_fd(), vector.as_ptr(), count as libc::c_int + 1) };
+    usize::try_from(moved).map_err(|_| std::io::Error::last_os_error())
+}
+
+/// One `writev(2)` of a packet: `head`, then the first [`TRANSFER_SEGMENTS`] of `segments`. Returns the bytes that went.
+///
+/// # Errors
+/// As [`transfer`].
+pub fn send(
+    memory: &GuestMemory,
+    to: BorrowedFd<'_>,
+    head: &[u8],
+    segments: impl Iterator<Item = Segment>,
+) -> std::io::Result<usize> {
+    let mut vector = [NOWHERE; PACKET_PIECES];
+    vector[0] = libc::iovec { iov_base: head.as_ptr().cast_mut().cast(), iov_len: head.len() };
+    let count = 1 + aim(&mut vector[1..=TRANSFER_SEGMENTS], memory, segments)?;
+    // SAFETY: the first of these `count` entries is `head`, borrowed until after the call, which only reads; for the others
+    // and for `vector`, what `transfer` says holds.
+    let moved = unsafe { libc::writev(to.as_raw_fd(), vector.as_ptr(), count as libc::c_int) };
+    usize::try_from(moved).map_err(|_| std::io::Error::last_os_error())
+}
+
+/// A packet has a piece of this process's own before what is in guest RAM, and perhaps one behind.
+const PACKET_PIECES: usize = TRANSFER_SEGMENTS + 2;
+
+/// An entry that names no byte.
+const NOWHERE: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+
+/// Aims entries at as many of `segments` as there are entries, each found whole inside a mapping of `memory`. Says how many.
+fn aim(
+    vector: &mut [libc::iovec],
+    memory: &GuestMemory,
+    segments: impl Iterator<Item = Segment>,
+) -> std::io::Result<usize> {
+    let outside = || std::io::Error::from_raw_os_error(libc::EFAULT);
+    let mut count = 0;
+    for (slot, segment) in vector.iter_mut().zip(segments) {
+        let slice = memory.get_slice(segment.address, segment.length as usize).map_err(|_| outside())?;
+        *slot = libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() };
+        count += 1;
+    }
+    Ok(count)
 }
 
 #[cfg(test)]
@@ -273,5 +331,37 @@ mod tests {
             assert_eq!(error.raw_os_error(), Some(libc::EFAULT), "{bad:?}");
         }
         assert!(transfer(&memory, Transfer::FromFile, file.as_fd(), [piece(0, 1)].into_iter(), u64::MAX).is_err());
+    }
+
+    #[test]
+    fn a_packet_goes_around_guest_ram_and_says_when_it_did_not_fit() {
+        use std::os::fd::AsFd;
+        use std::os::unix::net::UnixDatagram;
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        memory.write_slice(b"cdef", GuestAddress(0x100)).unwrap();
+        let out = [piece(0x100, 2), piece(0x102, 2)];
+        assert_eq!(send(&memory, ours.as_fd(), b"ab", out.into_iter()).unwrap(), 6);
+        let mut packet = [0; 16];
+        assert_eq!((theirs.recv(&mut packet).unwrap(), &packet[..6]), (6, &b"abcdef"[..]));
+
+        let (mut head, mut tail) = ([0; 2], [0; 1]);
+        let room = [piece(0x200, 3), piece(0x300, 1)];
+        for (sent, came, last) in [(&b"123456"[..], 6, 0), (b"1234567", 7, b'7'), (b"12345678", 7, b'7')] {
+            theirs.send(sent).unwrap();
+            tail = [0];
+            assert_eq!(receive(&memory, ours.as_fd(), &mut head, room.into_iter(), &mut tail).unwrap(), came);
+            assert_eq!((&head, tail[0]), (b"12", last));
+        }
+        let mut bytes = [0; 4];
+        memory.read_slice(&mut bytes[..3], GuestAddress(0x200)).unwrap();
+        memory.read_slice(&mut bytes[3..], GuestAddress(0x300)).unwrap();
+        assert_eq!(&bytes, b"3456");
+
+        let outside = || [piece(0, 1), piece(0x3fff, 2)].into_iter();
+        theirs.send(b"1").unwrap();
+        let error = receive(&memory, ours.as_fd(), &mut head, outside(), &mut tail).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EFAULT));
+        assert_eq!(send(&memory, ours.as_fd(), b"", outside()).unwrap_err().raw_os_error(), Some(libc::EFAULT));
     }
 }

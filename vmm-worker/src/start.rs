@@ -6,6 +6,7 @@
 //! the VM. All of it is checked before it is used.
 
 use crate::boot::{self, Sources};
+use crate::devices::virtio::net::counters::Counters;
 use crate::devices::{self, DeviceFds, Devices, EndHandler, PowerButton};
 use crate::leave;
 use crate::memory::{self, GuestMemory};
@@ -24,6 +25,8 @@ pub struct Machine {
     pub crew: Crew,
     /// For the control thread.
     pub power_button: PowerButton,
+    /// What each network interface did, for the control thread.
+    pub nets: Vec<Arc<Counters>>,
     /// Where the time went so far.
     pub timings: Timings,
     /// Measures the rest.
@@ -60,7 +63,7 @@ pub fn prepare(spec: &StartSpec, fds: Vec<OwnedFd>) -> Result<Machine, StartFail
     let devices = devices::build(spec, fds.devices, memory, end.clone())?;
     timings.devices += clock.lap();
 
-    let Devices { pio, mmio, reactor, irqs, ioevents, virtio, io_threads, power_button } = devices;
+    let Devices { pio, mmio, reactor, irqs, ioevents, virtio, io_threads, power_button, nets } = devices;
     let (pio, mmio) = (Arc::new(pio), Arc::new(mmio));
     let offer = spec.offer.as_ref().map(Offer::from_wire).transpose()?;
     let work = Work { cpus: spec.cpus, kvm: kvm.clone(), offer, reactor, io: io_threads, pio, mmio, end };
@@ -84,13 +87,14 @@ pub fn prepare(spec: &StartSpec, fds: Vec<OwnedFd>) -> Result<Machine, StartFail
     timings.boot += clock.lap();
     crew.prepare(entry)?;
     timings.vcpus += clock.lap();
-    Ok(Machine { crew, power_button, timings, clock, vm })
+    Ok(Machine { crew, power_button, nets, timings, clock, vm })
 }
 
 /// The fds by their roles. Their number was checked by the channel.
 fn sort(spec: &StartSpec, fds: Vec<OwnedFd>) -> Result<Fds, StartFailure> {
     let missing = || StartFailure { part: Part::Spec, detail: "file descriptors are missing".into() };
     let mut disks = Vec::with_capacity(spec.disks.len());
+    let mut taps: Vec<Vec<OwnedFd>> = spec.nets.iter().map(|_| Vec::new()).collect();
     let [mut kvm, mut ram, mut ring, mut notify, mut input, mut kernel, mut initrd] = [const { None }; 7];
     for (role, fd) in spec.fd_roles().into_iter().zip(fds) {
         match role {
@@ -102,7 +106,7 @@ fn sort(spec: &StartSpec, fds: Vec<OwnedFd>) -> Result<Fds, StartFailure> {
             FdRole::Kernel => kernel = Some(fd),
             FdRole::Initrd => initrd = Some(fd),
             FdRole::Disk(_) => disks.push(fd),
-            FdRole::Tap { .. } => return Err(missing()),
+            FdRole::Tap { net, .. } => taps.get_mut(usize::from(net)).ok_or_else(missing)?.push(fd),
         }
     }
     if disks.len() != spec.disks.len() || initrd.is_some() != spec.initrd {
@@ -115,6 +119,7 @@ fn sort(spec: &StartSpec, fds: Vec<OwnedFd>) -> Result<Fds, StartFailure> {
         console_notify: notify.ok_or_else(missing)?,
         console_input: input.ok_or_else(missing)?,
         disks,
+        taps,
     };
     Ok(Fds {
         kvm: kvm.ok_or_else(missing)?,

@@ -63,6 +63,7 @@ fn devices() -> Devices {
         console_notify: notify,
         console_input: std::io::pipe().unwrap().0.into(),
         disks: vec![memfd(1 << 20)],
+        taps: Vec::new(),
     };
     let mem = GuestMemory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
     devices::build(&spec, fds, &mem, Arc::new(|_| ())).unwrap()

@@ -55,6 +55,7 @@ pub const fn virtio_gsi(n: usize) -> u32 {
 /// The most windows: the IOAPIC's pins end at 23.
 pub const VIRTIO_DEVICES_MAX: usize = 18;
 
-// Every disk that a spec can have, and the entropy device.
-const _: () = assert!(worker_api::DISKS_MAX < VIRTIO_DEVICES_MAX && virtio_gsi(VIRTIO_DEVICES_MAX - 1) == 23);
+// Every disk and every network interface that a spec can have, and the entropy device.
+const _: () = assert!(worker_api::DISKS_MAX + worker_api::NETS_MAX < VIRTIO_DEVICES_MAX);
+const _: () = assert!(virtio_gsi(VIRTIO_DEVICES_MAX - 1) == 23);
 const _: () = assert!(VIRTIO_BASE >= crate::memory::HOLE_START);

@@ -13,11 +13,12 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use virtio::VirtioDevice;
 use virtio::block::{Block, disk::Disk};
+use virtio::net::{Net, counters::Counters, tap::Tap};
 use virtio::rng::Rng;
 use virtio::transport::{NOTIFY, Transport};
 use virtio::worker::QueueWorker;
 use vmm_sys_util::eventfd::EventFd;
-use worker_api::{DiskSpec, Engine, Part, StartFailure, StartSpec};
+use worker_api::{DiskSpec, Engine, NetSpec, Part, StartFailure, StartSpec};
 
 pub mod console;
 pub mod layout;
@@ -42,6 +43,8 @@ pub struct DeviceFds {
     pub console_input: OwnedFd,
     /// One for each disk of the spec, in order.
     pub disks: Vec<OwnedFd>,
+    /// One list for each network interface of the spec, in order: an fd of its TAP for each queue pair.
+    pub taps: Vec<Vec<OwnedFd>>,
 }
 
 /// A guest write that KVM is to turn into an eventfd write (ioeventfd): a queue notification.
@@ -85,6 +88,8 @@ pub struct Devices {
     pub io_threads: Vec<IoThread>,
     /// For the control thread.
     pub power_button: PowerButton,
+    /// One for each network interface, for the control thread.
+    pub nets: Vec<Arc<Counters>>,
 }
 
 /// Makes all devices of `spec`.
@@ -93,7 +98,11 @@ pub struct Devices {
 /// The part and the reason.
 pub fn build(spec: &StartSpec, fds: DeviceFds, mem: &GuestMemory, end: EndHandler) -> Result<Devices, StartFailure> {
     if spec.disks.len() != fds.disks.len() {
-        return Err(StartFailure { part: Part::Spec, detail: "the disks and their files differ in number".into() });
+        return Err(failure(Part::Spec, "the disks and their files differ in number"));
+    }
+    let queues = spec.nets.iter().map(|net| usize::from(net.queues));
+    if !queues.eq(fds.taps.iter().map(Vec::len)) {
+        return Err(failure(Part::Spec, "the network interfaces' queues and their TAPs differ in number"));
     }
     let power_line = Interrupt::new().map_err(|e| failure(Part::Thread, &e))?;
     let power_button = PowerButton::new(power_line.clone());
@@ -106,6 +115,7 @@ pub fn build(spec: &StartSpec, fds: DeviceFds, mem: &GuestMemory, end: EndHandle
         virtio: Vec::new(),
         io_threads: Vec::new(),
         power_button: power_button.clone(),
+        nets: Vec::new(),
     };
     add_power(&mut devices, power_button, end).map_err(|e| failure(Part::Thread, &e))?;
     add_console(&mut devices, fds.console_ring, fds.console_notify, fds.console_input)
@@ -113,6 +123,9 @@ pub fn build(spec: &StartSpec, fds: DeviceFds, mem: &GuestMemory, end: EndHandle
     // Disks first, in order: the first one is the guest's vda.
     for (n, (disk, file)) in (0..).zip(spec.disks.iter().zip(fds.disks)) {
         add_disk(&mut devices, disk, file, mem).map_err(|e| failure(Part::Disk(n), &*e))?;
+    }
+    for (n, (net, taps)) in (0..).zip(spec.nets.iter().zip(fds.taps)) {
+        add_net(&mut devices, net, taps, mem).map_err(|e| failure(Part::Net(n), &*e))?;
     }
     add_virtio(&mut devices, Box::new(Rng), mem).map_err(|e| failure(Part::Thread, &*e))?;
     Ok(devices)
@@ -144,6 +157,12 @@ fn add_disk(devices: &mut Devices, spec: &DiskSpec, file: OwnedFd, mem: &GuestMe
     };
     devices.io_threads.extend(threads);
     add_virtio(devices, Box::new(block), mem)
+}
+
+fn add_net(devices: &mut Devices, spec: &NetSpec, taps: Vec<OwnedFd>, mem: &GuestMemory) -> Result<(), Box<dyn Error>> {
+    let net = Net::new(spec, taps.into_iter().map(Tap::new).collect::<Result<_, _>>()?)?;
+    devices.nets.push(net.counters());
+    add_virtio(devices, Box::new(net), mem)
 }
 
 /// Puts a virtio device into the next window.
@@ -194,13 +213,35 @@ mod tests {
         }
     }
 
+    fn net(queues: u8) -> NetSpec {
+        NetSpec {
+            mac: [2, 0x76, 0x6d, 0, 0, 2],
+            address: [10, 0, 0, 2].into(),
+            prefix: 24,
+            gateway: [10, 0, 0, 1].into(),
+            dns: Vec::new(),
+            mtu: 1500,
+            queues,
+            offloads: true,
+            hostname: String::new(),
+        }
+    }
+
+    /// An fd of `/dev/net/tun` that was made no interface; where this user may not have one, none.
+    fn tun(test: &str) -> Option<OwnedFd> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let open = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun");
+        open.map_err(|error| println!("SKIPPED {test}: /dev/net/tun: {error}")).ok().map(OwnedFd::from)
+    }
+
     fn fds(files: &[(&TempFile, bool)]) -> DeviceFds {
         let (_, console_ring, console_notify) = console::reader::Reader::new();
         let open = |(file, write): &(&TempFile, bool)| {
             OpenOptions::new().read(true).write(*write).open(file.as_path()).unwrap().into()
         };
         let console_input = std::io::pipe().unwrap().0.into();
-        DeviceFds { console_ring, console_notify, console_input, disks: files.iter().map(open).collect() }
+        let disks = files.iter().map(open).collect();
+        DeviceFds { console_ring, console_notify, console_input, disks, taps: Vec::new() }
     }
 
     fn file() -> TempFile {
@@ -217,10 +258,19 @@ mod tests {
     fn every_device_has_a_window_and_an_interrupt_of_its_own() {
         let files: Vec<TempFile> = (0..worker_api::DISKS_MAX).map(|_| file()).collect();
         let opened: Vec<_> = files.iter().map(|f| (f, true)).collect();
-        let devices = build(&spec(&[false; worker_api::DISKS_MAX]), fds(&opened), &Driver::ram(), nothing()).unwrap();
-        assert_eq!(devices.virtio.len(), worker_api::DISKS_MAX + 1);
-        assert_eq!(devices.io_threads.len(), 2 * worker_api::DISKS_MAX);
-        assert_eq!(devices.ioevents.len(), devices.virtio.len(), "each has one queue");
+        let (mut spec, mut fds) = (spec(&[false; worker_api::DISKS_MAX]), fds(&opened));
+        if let Some(tun) = tun("every_device_has_a_window_and_an_interrupt_of_its_own (with network interfaces)") {
+            spec.nets = (0..worker_api::NETS_MAX).map(|n| net(1 + n as u8 % 2)).collect();
+            let tuns = |net: &NetSpec| (0..net.queues).map(|_| tun.try_clone().unwrap()).collect();
+            fds.taps = spec.nets.iter().map(tuns).collect();
+        }
+        let nets = spec.nets.len();
+        let devices = build(&spec, fds, &Driver::ram(), nothing()).unwrap();
+        let disks = worker_api::DISKS_MAX;
+        assert_eq!(devices.virtio.len(), disks + nets + 1);
+        assert_eq!((devices.io_threads.len(), devices.nets.len()), (2 * disks, nets));
+        let queues: usize = spec.nets.iter().map(|net| if net.queues > 1 { 5 } else { 2 }).sum();
+        assert_eq!(devices.ioevents.len(), disks + queues + 1, "one for each queue");
         let mut gsis: Vec<u32> = devices.irqs.iter().map(|(gsi, _)| *gsi).collect();
         gsis.sort_unstable();
         gsis.dedup();
@@ -229,7 +279,11 @@ mod tests {
         for (n, slot) in devices.virtio.iter().enumerate() {
             let mut id = [0; 4];
             devices.mmio.read(slot.base + 8, &mut id);
-            let expected = if n < worker_api::DISKS_MAX { virtio::ID_BLOCK } else { virtio::ID_ENTROPY };
+            let expected = match n {
+                _ if n < disks => virtio::ID_BLOCK,
+                _ if n < disks + nets => virtio::ID_NET,
+                _ => virtio::ID_ENTROPY,
+            };
             assert_eq!(u32::from_le_bytes(id), expected, "window {n}");
         }
     }
@@ -246,6 +300,26 @@ mod tests {
     #[test]
     fn disks_without_files_are_refused() {
         let failure = build(&spec(&[true]), fds(&[]), &Driver::ram(), nothing()).unwrap_err();
+        assert_eq!(failure.part, Part::Spec);
+    }
+
+    #[test]
+    fn an_interface_whose_fd_is_no_tap_is_named_in_the_failure() {
+        let Some(tun) = tun("an_interface_whose_fd_is_no_tap_is_named_in_the_failure") else { return };
+        let mut spec = spec(&[]);
+        spec.nets = vec![net(1), net(2)];
+        let file: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
+        let mut fds = fds(&[]);
+        fds.taps = vec![vec![tun.try_clone().unwrap()], vec![tun, file]];
+        let failure = build(&spec, fds, &Driver::ram(), nothing()).unwrap_err();
+        assert_eq!((failure.part, &*failure.detail), (Part::Net(1), "the interface's fd is no TAP"));
+    }
+
+    #[test]
+    fn interfaces_without_taps_are_refused() {
+        let mut spec = spec(&[]);
+        spec.nets = vec![net(1)];
+        let failure = build(&spec, fds(&[]), &Driver::ram(), nothing()).unwrap_err();
         assert_eq!(failure.part, Part::Spec);
     }
 

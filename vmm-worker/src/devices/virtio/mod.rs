@@ -3,19 +3,26 @@
 //! ```text
 //! vCPU thread   registers ──────────► Transport ──┐ reset, activate          (under the device's lock)
 //! reactor       kick eventfd ───────► QueueWorker ┼─ pop chain ─► handle ─► Done    ─► used ring ─► irqfd
-//!               completion eventfd ─►             └────────────────► Pending      ▲
-//! I/O thread                            disk ◄── request ◄──────────────┘ ─ finished ┘
+//!               completion eventfd ─►             ├────────────────► Pending      ▲  ▲
+//! I/O thread                            disk ◄── request ◄──────────────┘ ─ finished ┘  │
+//! reactor       source (a TAP) ─────►             └─ pop chains ─► fill ────────────────┘
 //! ```
+//!
+//! A queue is one of two kinds. The driver asks for something in it, and each chain is handled as it comes. Or the driver
+//! leaves chains in it for what comes from a source: these are filled when the source has something, and the source is
+//! watched only while there are any.
 //!
 //! All that comes from the guest (registers, rings, descriptors, requests) is untrusted. A queue that breaks the rules
 //! stops its own device: DEVICE_NEEDS_RESET, until the driver resets it. Numbers of sections are those of virtio 1.2.
 
 use crate::memory::GuestMemory;
-use queue::Chain;
+use queue::{Chain, Virtqueue};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
 pub mod block;
+pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod status;
@@ -27,6 +34,8 @@ pub(super) mod driver;
 #[cfg(test)]
 mod hostile;
 
+/// Device type of a network interface (5.1).
+pub const ID_NET: u32 = 1;
 /// Device type of a disk (5.2).
 pub const ID_BLOCK: u32 = 2;
 /// Device type of an entropy source (5.4).
@@ -63,6 +72,21 @@ pub struct Completion {
     pub written: u32,
 }
 
+/// What a device did for a queue that its source fills.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filled {
+    /// It gave back one chain or more.
+    Chains,
+    /// What the source had could not be given to the driver, and is gone.
+    Nothing,
+    /// The source has nothing at the moment.
+    Dry,
+    /// The driver has to offer chains first.
+    Starved,
+    /// The source has ended, and the device's configuration says so now.
+    Ended,
+}
+
 /// What makes a virtio device the one that it is. All methods run under the device's lock: none of them blocks, and those
 /// marked (vCPU) do not allocate.
 pub trait VirtioDevice: Send {
@@ -92,7 +116,36 @@ pub trait VirtioDevice: Send {
     /// The chain is not what this device can answer; the device stops.
     fn handle(&mut self, queue: usize, chain: &Chain, mem: &GuestMemory) -> Result<Handled, QueueError>;
 
-    /// Readable when there may be completions.
+    /// Fds that queues are filled from; asked for once.
+    fn sources(&self) -> Vec<Arc<OwnedFd>> {
+        Vec::new()
+    }
+
+    /// Is this queue filled from sources, rather than handled?
+    fn is_filled(&self, _queue: usize) -> bool {
+        false
+    }
+
+    /// The queue that a source fills for now.
+    fn target(&self, _source: usize) -> usize {
+        0
+    }
+
+    /// Takes one thing from a source and fills chains of `queue`, its target, with it. `chain` is for popping.
+    ///
+    /// # Errors
+    /// As [`VirtioDevice::handle`].
+    fn fill(
+        &mut self,
+        _source: usize,
+        _queue: &mut Virtqueue,
+        _chain: &mut Chain,
+        _mem: &GuestMemory,
+    ) -> Result<Filled, QueueError> {
+        Ok(Filled::Starved)
+    }
+
+    /// Readable when there may be completions, or something to do for queues that nobody kicked.
     fn completion_event(&self) -> Option<Arc<EventFd>> {
         None
     }

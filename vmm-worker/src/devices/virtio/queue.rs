@@ -6,6 +6,7 @@
 
 use super::QueueError;
 use crate::memory::{GuestMemory, Segment, TRANSFER_SEGMENTS};
+use std::borrow::Borrow;
 use std::sync::atomic::{Ordering, fence};
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
@@ -34,7 +35,16 @@ pub struct Virtqueue {
     /// As the registers were written. Of no effect once the queue is ready.
     pub setup: Setup,
     queue: Queue,
+    /// Index of the used ring when the driver's wish for an interrupt was last looked at.
+    asked_at: u16,
 }
+
+/// Layout of the used ring (2.7.8).
+const USED_INDEX: u64 = 2;
+const USED_RING: u64 = 4;
+const USED_ELEMENT: u64 = 8;
+/// Layout of the available ring (2.7.6); its used_event comes behind the entries.
+const AVAILABLE_RING: u64 = 4;
 
 impl Virtqueue {
     /// A queue that is not set up.
@@ -43,7 +53,7 @@ impl Virtqueue {
     /// `max` is no power of two.
     pub fn new(max: u16) -> Result<Self, QueueError> {
         let setup = Setup { size: max.into(), descriptors: 0, driver: 0, device: 0 };
-        Ok(Self { setup, queue: Queue::new(max)? })
+        Ok(Self { setup, queue: Queue::new(max)?, asked_at: 0 })
     }
 
     /// The largest size.
@@ -58,13 +68,14 @@ impl Virtqueue {
 
     /// Forgets everything.
     pub fn reset(&mut self) {
-        self.queue.reset();
+        self.disable();
         self.setup = Setup { size: self.max_size().into(), descriptors: 0, driver: 0, device: 0 };
     }
 
     /// The driver takes back a queue that it had called ready.
     pub fn disable(&mut self) {
         self.queue.reset();
+        self.asked_at = 0;
     }
 
     /// Takes the set-up as it is now, for good: what the registers say later is not looked at again (CVE-2026-5747 was a
@@ -75,14 +86,14 @@ impl Virtqueue {
     pub fn enable(&mut self, mem: &GuestMemory) -> Result<(), QueueError> {
         let result = self.take_setup(mem);
         if result.is_err() {
-            self.queue.reset();
+            self.disable();
         }
         result
     }
 
     fn take_setup(&mut self, mem: &GuestMemory) -> Result<(), QueueError> {
         let Setup { size, descriptors, driver, device } = self.setup;
-        self.queue.reset();
+        self.disable();
         self.queue.try_set_size(u16::try_from(size).map_err(|_| Error::InvalidSize)?)?;
         self.queue.try_set_desc_table_address(GuestAddress(descriptors))?;
         self.queue.try_set_avail_ring_address(GuestAddress(driver))?;
@@ -111,12 +122,47 @@ impl Virtqueue {
         }
     }
 
+    /// Undoes the last [`Virtqueue::pop`]: that chain is the next one again.
+    pub fn unpop(&mut self) {
+        self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(1));
+    }
+
+    /// How many chains can be popped, as the driver says.
+    ///
+    /// # Errors
+    /// As [`Virtqueue::pop`].
+    pub fn available(&self, mem: &GuestMemory) -> Result<u16, QueueError> {
+        let index = self.queue.avail_idx(mem, Ordering::Acquire)?;
+        Ok(index.0.wrapping_sub(self.queue.next_avail()))
+    }
+
     /// Gives a chain back, with `written` bytes in it.
     ///
     /// # Errors
-    /// The head is none of this queue's.
+    /// As [`Virtqueue::push_all`].
     pub fn push(&mut self, mem: &GuestMemory, head: u16, written: u32) -> Result<(), QueueError> {
-        Ok(self.queue.add_used(mem, head, written)?)
+        self.push_all(mem, std::iter::once((head, written)))
+    }
+
+    /// Gives chains back, heads and bytes written, fewer than the queue has descriptors. The driver sees none of them before it
+    /// sees all: the ring is written first, and its index moves once, which `Queue::add_used` would do for each.
+    ///
+    /// # Errors
+    /// A head is none of this queue's.
+    pub fn push_all(&mut self, mem: &GuestMemory, chains: impl Iterator<Item = (u16, u32)>) -> Result<(), QueueError> {
+        let (ring, size) = (self.queue.used_ring(), self.queue.size());
+        let mut index = self.queue.next_used();
+        for (head, written) in chains {
+            if head >= size {
+                return Err(Error::InvalidDescriptorIndex.into());
+            }
+            let place = ring + USED_RING + USED_ELEMENT * u64::from(index % size);
+            let element = u64::from(written) << 32 | u64::from(head);
+            mem.write_obj(element.to_le(), GuestAddress(place)).map_err(Error::GuestMemory)?;
+            index = index.wrapping_add(1);
+        }
+        self.queue.set_next_used(index);
+        Ok(mem.store(index.to_le(), GuestAddress(ring + USED_INDEX), Ordering::Release).map_err(Error::GuestMemory)?)
     }
 
     /// Asks for a kick for what comes next; true where something came already.
@@ -132,14 +178,18 @@ impl Virtqueue {
     /// # Errors
     /// As [`Virtqueue::pop`].
     pub fn wants_interrupt(&mut self, mem: &GuestMemory) -> Result<bool, QueueError> {
-        if self.queue.event_idx_enabled() {
-            return Ok(self.queue.needs_notification(mem)?);
-        }
         // The used index is out before the driver's wish is read (2.7.7.2).
         fence(Ordering::SeqCst);
-        let flags: u16 =
-            mem.load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed).map_err(Error::GuestMemory)?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+        let wish = |offset| mem.load::<u16>(GuestAddress(self.queue.avail_ring() + offset), Ordering::Relaxed);
+        if !self.queue.event_idx_enabled() {
+            let flags = u16::from_le(wish(0).map_err(Error::GuestMemory)?);
+            return Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0);
+        }
+        let event = wish(AVAILABLE_RING + 2 * u64::from(self.queue.size())).map_err(Error::GuestMemory)?;
+        let now = self.queue.next_used();
+        let before = std::mem::replace(&mut self.asked_at, now);
+        // Is the wished-for index among those that came since (2.7.7.2)? All of it modulo 2^16.
+        Ok(now.wrapping_sub(u16::from_le(event)).wrapping_sub(1) < now.wrapping_sub(before))
     }
 }
 
@@ -209,9 +259,14 @@ pub fn total(segments: &[Segment]) -> u64 {
 }
 
 /// The part of `segments` from byte `skip` on, `take` bytes of it or as many as there are.
-pub fn part(segments: &[Segment], skip: u64, take: u64) -> impl Iterator<Item = Segment> {
+pub fn part<S: Borrow<Segment>>(
+    segments: impl IntoIterator<Item = S>,
+    skip: u64,
+    take: u64,
+) -> impl Iterator<Item = Segment> {
     let (mut skip, mut take) = (skip, take);
-    segments.iter().filter_map(move |segment| {
+    segments.into_iter().filter_map(move |segment| {
+        let segment = segment.borrow();
         let length = u64::from(segment.length);
         let first = skip.min(length);
         skip -= first;
@@ -223,7 +278,7 @@ pub fn part(segments: &[Segment], skip: u64, take: u64) -> impl Iterator<Item = 
 }
 
 /// Copies the beginning of `segments` into `bytes`; false where they are too short.
-pub fn read(mem: &GuestMemory, segments: &[Segment], bytes: &mut [u8]) -> bool {
+pub fn read<S: Borrow<Segment>>(mem: &GuestMemory, segments: impl IntoIterator<Item = S>, bytes: &mut [u8]) -> bool {
     let mut done = 0;
     for piece in part(segments, 0, bytes.len() as u64) {
         let end = done + piece.length as usize;
@@ -236,7 +291,7 @@ pub fn read(mem: &GuestMemory, segments: &[Segment], bytes: &mut [u8]) -> bool {
 }
 
 /// Copies `bytes` to the beginning of `segments`, as many as fit; says how many.
-pub fn write(mem: &GuestMemory, segments: &[Segment], bytes: &[u8]) -> usize {
+pub fn write<S: Borrow<Segment>>(mem: &GuestMemory, segments: impl IntoIterator<Item = S>, bytes: &[u8]) -> usize {
     let mut done = 0;
     for piece in part(segments, 0, bytes.len() as u64) {
         let end = done + piece.length as usize;

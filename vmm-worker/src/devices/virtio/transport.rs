@@ -79,6 +79,8 @@ pub struct Transport {
     selected: Selected,
     /// A reset was asked for, and the device is not through with it.
     resetting: bool,
+    /// How often the configuration changed, modulo 2^32.
+    generation: u32,
 }
 
 impl Transport {
@@ -100,6 +102,7 @@ impl Transport {
             chain: Chain::default(),
             selected: Selected::default(),
             resetting: false,
+            generation: 0,
         })
     }
 
@@ -119,6 +122,12 @@ impl Transport {
             self.line.config();
         }
         self.device.reset();
+    }
+
+    /// The device changed its configuration (4.2.2.1).
+    pub(super) fn config_changed(&mut self) {
+        self.generation = self.generation.wrapping_add(1);
+        self.line.config();
     }
 
     /// Goes on with a reset that was not through.
@@ -158,7 +167,8 @@ impl Transport {
             reg::VIRTIO_MMIO_STATUS => self.status.bits().into(),
             // No shared memory region: length and base of all ones (4.2.2).
             reg::VIRTIO_MMIO_SHM_LEN_LOW..=reg::VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
-            // The configuration never changes, so its generation does not; the rest is for writing.
+            reg::VIRTIO_MMIO_CONFIG_GENERATION => self.generation,
+            // The rest is for writing.
             _ => 0,
         }
     }

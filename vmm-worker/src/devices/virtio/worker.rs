@@ -1,23 +1,37 @@
 //! The queue loop: one for all virtio devices.
 //!
 //! Runs on the reactor, with the device's lock held for one bounded piece of work at a time. Who kicks is the guest, as
-//! often as it likes; who completes is an I/O thread.
+//! often as it likes; who completes is an I/O thread; who sends to a source is anybody on the guest's network.
 
 use super::transport::Transport;
-use super::{Handled, QueueError};
+use super::{Filled, Handled, QueueError};
 use crate::bus::lock;
 use crate::reactor::{ReactorError, Subscriber, Watches};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use vmm_sys_util::eventfd::EventFd;
 
-/// The most chains or completions in one go. What is left waits for the other devices' turn.
+/// The most chains, completions or packets in one go. What is left waits for the other devices' turn.
 const BUDGET: usize = 64;
 
-/// Token of the completion eventfd; those below are queues.
+/// Token of the completion eventfd.
 const COMPLETIONS: u32 = u32::MAX;
+/// Token of the first source; those below are queues.
+const SOURCES: u32 = 1 << 16;
 
 /// Is there more to do than the budget allowed?
 type More = bool;
+
+/// What becomes of a source after a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    /// It is to be watched: there are chains for what it has.
+    Watch,
+    /// It is to be left alone until the driver kicks, or else it would call again at once.
+    Wait,
+    /// It is never to be looked at again.
+    Forget,
+}
 
 impl Transport {
     /// Serves a queue as far as the budget goes.
@@ -58,6 +72,50 @@ impl Transport {
         Ok(more)
     }
 
+    /// Fills the target of a source as far as the budget goes.
+    fn fill(&mut self, source: usize) -> Then {
+        self.settle();
+        let target = self.device.target(source);
+        if !self.runs() || !self.queues.get(target).is_some_and(|q| q.ready()) {
+            return Then::Wait;
+        }
+        let then = self.take_and_fill(source, target).unwrap_or_else(|_| {
+            self.fail();
+            Then::Wait
+        });
+        if then == Then::Forget {
+            self.config_changed();
+        }
+        then
+    }
+
+    fn take_and_fill(&mut self, source: usize, target: usize) -> Result<Then, QueueError> {
+        let Transport { device, queues, chain, mem, line, .. } = self;
+        let queue = &mut queues[target];
+        let (mut then, mut pushed) = (Then::Watch, false);
+        for _ in 0..BUDGET {
+            match device.fill(source, queue, chain, mem)? {
+                Filled::Chains => pushed = true,
+                Filled::Nothing => {}
+                Filled::Dry => break,
+                // Chains that came meanwhile are found in the next round.
+                Filled::Starved if queue.enable_kicks(mem)? => {}
+                Filled::Starved => {
+                    then = Then::Wait;
+                    break;
+                }
+                Filled::Ended => {
+                    then = Then::Forget;
+                    break;
+                }
+            }
+        }
+        if pushed && queue.wants_interrupt(mem)? {
+            line.used();
+        }
+        Ok(then)
+    }
+
     /// Gives back what the device has finished.
     fn complete(&mut self) -> More {
         self.settle();
@@ -94,29 +152,66 @@ impl Transport {
     }
 }
 
+/// An fd that queues are filled from.
+struct Source {
+    fd: Arc<OwnedFd>,
+    watched: bool,
+    ended: bool,
+}
+
 /// A device on the reactor.
 pub struct QueueWorker {
     transport: Arc<Mutex<Transport>>,
     kicks: Vec<Arc<EventFd>>,
     completions: Option<Arc<EventFd>>,
+    sources: Vec<Source>,
 }
 
 impl QueueWorker {
     /// Serves the queues of `transport`.
     pub fn new(transport: Arc<Mutex<Transport>>) -> Self {
-        let (kicks, completions) = {
+        let (kicks, completions, sources) = {
             let transport = lock(&transport);
-            (transport.kicks.clone(), transport.device.completion_event())
+            (transport.kicks.clone(), transport.device.completion_event(), transport.device.sources())
         };
-        Self { transport, kicks, completions }
+        let sources = sources.into_iter().map(|fd| Source { fd, watched: false, ended: false }).collect();
+        Self { transport, kicks, completions, sources }
     }
 
-    fn serve(&self, index: usize) {
+    fn serve(&mut self, index: usize, watches: &mut dyn Watches) {
+        if lock(&self.transport).device.is_filled(index) {
+            return self.fill(index, watches);
+        }
         let more = lock(&self.transport).serve(index);
         if let Some(kick) = self.kicks.get(index).filter(|_| more) {
             // Readable again: the next turn goes on here. It cannot fail but by being full.
             let _ = kick.write(1);
         }
+    }
+
+    /// Fills a queue from all its sources.
+    fn fill(&mut self, index: usize, watches: &mut dyn Watches) {
+        for source in 0..self.sources.len() {
+            let target = lock(&self.transport).device.target(source);
+            if target == index {
+                self.take_from(source, watches);
+            }
+        }
+    }
+
+    /// A turn of one source. It is not watched before its queue has chains, and not longer: what it has stays there, and
+    /// whoever sends to it meets the kernel's limits.
+    fn take_from(&mut self, index: usize, watches: &mut dyn Watches) {
+        let Some(source) = self.sources.get_mut(index).filter(|s| !s.ended) else { return };
+        let then = lock(&self.transport).fill(index);
+        source.ended = then == Then::Forget;
+        let done = match (source.watched, then) {
+            (false, Then::Watch) => watches.watch(&*source.fd, SOURCES + index as u32),
+            (true, Then::Wait | Then::Forget) => watches.unwatch(&*source.fd),
+            _ => return,
+        };
+        // Where the kernel has no memory for a watch, the driver's next kick tries again.
+        source.watched ^= done.is_ok();
     }
 }
 
@@ -128,12 +223,14 @@ impl Subscriber for QueueWorker {
         self.completions.as_ref().map_or(Ok(()), |event| watches.watch(&**event, COMPLETIONS))
     }
 
-    fn process(&mut self, token: u32, _: &mut dyn Watches) {
-        if token != COMPLETIONS {
+    fn process(&mut self, token: u32, watches: &mut dyn Watches) {
+        if token < SOURCES {
             if let Some(kick) = self.kicks.get(token as usize) {
                 let _ = kick.read();
-                self.serve(token as usize);
+                self.serve(token as usize, watches);
             }
+        } else if token != COMPLETIONS {
+            self.take_from((token - SOURCES) as usize, watches);
         } else if let Some(event) = &self.completions {
             let _ = event.read();
             let more = lock(&self.transport).complete();
@@ -141,7 +238,7 @@ impl Subscriber for QueueWorker {
                 let _ = event.write(1);
             }
             // There is room now for what had to wait.
-            (0..self.kicks.len()).for_each(|queue| self.serve(queue));
+            (0..self.kicks.len()).for_each(|queue| self.serve(queue, watches));
         }
     }
 }

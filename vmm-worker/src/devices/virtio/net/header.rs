@@ -1,0 +1,202 @@
+//! virtio's header before each packet (5.1.6): what each side may say in it. Pure.
+//!
+//! The TAP has the same header. Towards the TAP it carries what a guest chose, and the kernel acts on it (checksums to
+//! complete, segments to cut), so only what the driver agreed to goes there; from the TAP it carries what some other machine
+//! chose, and the driver has to have agreed to that.
+
+use virtio_bindings::virtio_net as v;
+
+/// Bytes of the header: with VERSION_1 it always has a number of buffers.
+pub const LENGTH: usize = 12;
+
+const NEEDS_CSUM: u8 = v::VIRTIO_NET_HDR_F_NEEDS_CSUM as u8;
+const DATA_VALID: u8 = v::VIRTIO_NET_HDR_F_DATA_VALID as u8;
+const GSO_NONE: u8 = v::VIRTIO_NET_HDR_GSO_NONE as u8;
+const GSO_TCPV4: u8 = v::VIRTIO_NET_HDR_GSO_TCPV4 as u8;
+const GSO_TCPV6: u8 = v::VIRTIO_NET_HDR_GSO_TCPV6 as u8;
+const GSO_ECN: u8 = v::VIRTIO_NET_HDR_GSO_ECN as u8;
+
+/// The features that driver and device agreed on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Agreed(pub u64);
+
+impl Agreed {
+    /// Is this one of them?
+    pub fn has(self, feature: u32) -> bool {
+        self.0 & 1 << feature != 0
+    }
+
+    /// The driver takes segments that are still to be cut, which are longer than any packet of the network.
+    pub fn takes_segments(self) -> bool {
+        self.has(v::VIRTIO_NET_F_GUEST_CSUM)
+            && (self.has(v::VIRTIO_NET_F_GUEST_TSO4) || self.has(v::VIRTIO_NET_F_GUEST_TSO6))
+    }
+}
+
+/// A checksum that is still to be completed: over all bytes from `start` on, put `offset` bytes behind it. Allegations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Partial {
+    /// Where in the frame.
+    pub start: u64,
+    /// Where behind that.
+    pub offset: u64,
+}
+
+/// What is to be done to a packet before the driver gets it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Incoming {
+    /// Nothing.
+    Fits,
+    /// Its checksum is to be completed.
+    Complete(Partial),
+    /// It cannot be given to this driver.
+    Unacceptable,
+}
+
+/// One header, little-endian.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Header(pub [u8; LENGTH]);
+
+impl Header {
+    fn flags(&self) -> u8 {
+        self.0[0]
+    }
+
+    fn half(&self, at: usize) -> u64 {
+        u16::from_le_bytes([self.0[at], self.0[at + 1]]).into()
+    }
+
+    /// The packet is a segment that is to be cut.
+    pub fn is_segment(&self) -> bool {
+        self.0[1] != GSO_NONE
+    }
+
+    /// The checksum that it wants to have completed.
+    pub fn partial(&self) -> Option<Partial> {
+        (self.flags() & NEEDS_CSUM != 0).then(|| Partial { start: self.half(6), offset: self.half(8) })
+    }
+
+    /// Takes out what the TAP must not hear (5.1.6.2.2: flags that the device does not know). False where the driver asks for
+    /// what it did not agree to.
+    pub fn outgoing(&mut self, agreed: Agreed) -> bool {
+        self.0[0] &= NEEDS_CSUM;
+        self.set_buffers(0);
+        let segments = match self.0[1] & !GSO_ECN {
+            // A segment without a checksum to complete has no place to be cut at (5.1.6.2.1).
+            _ if !self.is_segment() => true,
+            _ if self.partial().is_none() => false,
+            GSO_TCPV4 => agreed.has(v::VIRTIO_NET_F_HOST_TSO4),
+            GSO_TCPV6 => agreed.has(v::VIRTIO_NET_F_HOST_TSO6),
+            _ => false,
+        };
+        let ecn = self.0[1] & GSO_ECN == 0 || agreed.has(v::VIRTIO_NET_F_HOST_ECN);
+        segments && ecn && (self.partial().is_none() || agreed.has(v::VIRTIO_NET_F_CSUM))
+    }
+
+    /// Takes out what the driver must not hear (5.1.6.4.1), and says what is left to do.
+    pub fn incoming(&mut self, agreed: Agreed) -> Incoming {
+        let checksums = agreed.has(v::VIRTIO_NET_F_GUEST_CSUM);
+        let partial = self.partial();
+        self.0[0] &= if checksums { NEEDS_CSUM | DATA_VALID } else { 0 };
+        if self.is_segment() {
+            let kind = match self.0[1] & !GSO_ECN {
+                GSO_TCPV4 => agreed.has(v::VIRTIO_NET_F_GUEST_TSO4),
+                GSO_TCPV6 => agreed.has(v::VIRTIO_NET_F_GUEST_TSO6),
+                _ => false,
+            };
+            let ecn = self.0[1] & GSO_ECN == 0 || agreed.has(v::VIRTIO_NET_F_GUEST_ECN);
+            return if checksums && kind && ecn { Incoming::Fits } else { Incoming::Unacceptable };
+        }
+        partial.filter(|_| !checksums).map_or(Incoming::Fits, Incoming::Complete)
+    }
+
+    /// Says over how many of the driver's chains the packet goes.
+    pub fn set_buffers(&mut self, count: u16) {
+        self.0[10..].copy_from_slice(&count.to_le_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: Agreed = Agreed(u64::MAX);
+    const NONE: Agreed = Agreed(0);
+
+    fn header(flags: u8, gso: u8) -> Header {
+        Header([flags, gso, 54, 0, 0xb4, 5, 34, 0, 16, 0, 9, 9])
+    }
+
+    fn without(feature: u32) -> Agreed {
+        Agreed(!(1 << feature))
+    }
+
+    #[test]
+    fn a_driver_asks_for_no_more_than_it_agreed_to() {
+        for (flags, gso, feature) in [
+            (1, 0, v::VIRTIO_NET_F_CSUM),
+            (1, 1, v::VIRTIO_NET_F_HOST_TSO4),
+            (1, 4, v::VIRTIO_NET_F_HOST_TSO6),
+            (1, 0x81, v::VIRTIO_NET_F_HOST_ECN),
+            (1, 0x84, v::VIRTIO_NET_F_HOST_ECN),
+        ] {
+            assert!(header(flags, gso).outgoing(ALL), "{flags:#x} {gso:#x}");
+            assert!(!header(flags, gso).outgoing(without(feature)), "{flags:#x} {gso:#x} without {feature}");
+            assert!(!header(flags, gso).outgoing(NONE));
+        }
+        assert!(header(0, 0).outgoing(NONE));
+    }
+
+    #[test]
+    fn the_kernel_hears_of_no_kind_of_segment_but_tcps() {
+        for (flags, gso) in [(1, 2), (1, 3), (1, 5), (1, 0x80), (1, 0xff), (0, 1), (0, 4), (0, 0x81), (0xfe, 1)] {
+            assert!(!header(flags, gso).outgoing(ALL), "{flags:#x} {gso:#x}");
+        }
+    }
+
+    #[test]
+    fn flags_that_are_not_for_the_other_side_are_taken_out() {
+        let mut out = header(0xff, 1);
+        assert!(out.outgoing(ALL));
+        assert_eq!(out.0, [1, 1, 54, 0, 0xb4, 5, 34, 0, 16, 0, 0, 0]);
+        let mut come = header(0xff, 1);
+        assert_eq!(come.incoming(ALL), Incoming::Fits);
+        assert_eq!(come.flags(), 3);
+        let mut come = header(2, 0);
+        assert_eq!(come.incoming(NONE), Incoming::Fits);
+        assert_eq!(come.flags(), 0, "a driver that knows no checksums hears of none");
+    }
+
+    #[test]
+    fn a_driver_gets_no_more_than_it_agreed_to() {
+        for (gso, feature) in [
+            (1, v::VIRTIO_NET_F_GUEST_TSO4),
+            (4, v::VIRTIO_NET_F_GUEST_TSO6),
+            (0x81, v::VIRTIO_NET_F_GUEST_ECN),
+            (1, v::VIRTIO_NET_F_GUEST_CSUM),
+        ] {
+            assert_eq!(header(1, gso).incoming(ALL), Incoming::Fits);
+            assert_eq!(header(1, gso).incoming(without(feature)), Incoming::Unacceptable, "{gso:#x} {feature}");
+        }
+        for gso in [2, 3, 5, 0x80, 0x83] {
+            assert_eq!(header(1, gso).incoming(ALL), Incoming::Unacceptable, "{gso:#x}");
+        }
+    }
+
+    #[test]
+    fn a_checksum_is_left_to_who_agreed_to_complete_it() {
+        let partial = Partial { start: 34, offset: 16 };
+        assert_eq!(header(1, 0).incoming(ALL), Incoming::Fits);
+        let mut come = header(1, 0);
+        assert_eq!(come.incoming(without(v::VIRTIO_NET_F_GUEST_CSUM)), Incoming::Complete(partial));
+        assert_eq!(come.flags(), 0);
+    }
+
+    #[test]
+    fn segments_are_expected_with_their_checksums_only() {
+        assert!(ALL.takes_segments());
+        assert!(without(v::VIRTIO_NET_F_GUEST_TSO4).takes_segments());
+        assert!(!without(v::VIRTIO_NET_F_GUEST_CSUM).takes_segments());
+        assert!(!NONE.takes_segments());
+    }
+}
