@@ -29,7 +29,7 @@ guests:
 ## What only tests need, beside the programs.
 test-programs: build
 	cargo build --release --locked -p vmsup-tests --bins
-	@install -m 755 $(release)/vmsup-probe target/bin/vmsup-probe
+	@install -m 755 $(release)/vmsup-probe $(release)/vmsup-lease-times target/bin/
 
 ## The main job, shown step by step.
 demo: deps build
@@ -39,8 +39,8 @@ demo: deps build
 test: deps test-programs
 	@tests/all
 
-## First byte, memory and CPU time against the floor.
-bench: build
+## First byte, memory, CPU time and leases against the floor and fixed limits.
+bench: test-programs
 	@tests/bench/run
 
 lint:
