@@ -26,25 +26,32 @@ static const char *command_line(void)
 	return start_info && start_info->cmdline ? (const char *)(uintptr_t)start_info->cmdline : "";
 }
 
-uint32_t option(const char *name, uint32_t otherwise)
+const char *option_text(const char *name)
 {
 	const char *at = command_line();
 	while (*at) {
 		const char *key = name;
 		while (*key && *at == *key)
 			at++, key++;
-		if (!*key && *at == '=') {
-			uint32_t value = 0;
-			for (at++; *at >= '0' && *at <= '9'; at++)
-				value = value * 10 + (uint32_t)(*at - '0');
-			return value;
-		}
+		if (!*key && *at == '=')
+			return at + 1;
 		while (*at && *at != ' ')
 			at++;
 		while (*at == ' ')
 			at++;
 	}
-	return otherwise;
+	return NULL;
+}
+
+uint32_t option(const char *name, uint32_t otherwise)
+{
+	const char *at = option_text(name);
+	uint32_t value = 0;
+	if (!at)
+		return otherwise;
+	for (; *at >= '0' && *at <= '9'; at++)
+		value = value * 10 + (uint32_t)(*at - '0');
+	return value;
 }
 
 /* xorshift32 */
@@ -66,8 +73,11 @@ void *memset(void *to, int byte, size_t size)
 
 void *memcpy(void *to, const void *from, size_t size)
 {
+	/* Words, then the rest: an emulated CPU takes as long for a byte as for a word. */
 	void *at = to;
-	__asm__ volatile("rep movsb" : "+D"(at), "+S"(from), "+c"(size) : : "memory");
+	size_t words = size / 4, rest = size % 4;
+	__asm__ volatile("rep movsl" : "+D"(at), "+S"(from), "+c"(words) : : "memory");
+	__asm__ volatile("rep movsb" : "+D"(at), "+S"(from), "+c"(rest) : : "memory");
 	return to;
 }
 

@@ -37,7 +37,9 @@ struct memmap_entry {
 /* NULL where the loader gave none. */
 extern const struct start_info *start_info;
 
-/* Number behind `name=` on the command line, or what holds without it. */
+/* What stands behind `name=` on the command line, up to a space or the end; NULL where there is none. */
+const char *option_text(const char *name);
+/* Number behind `name=`, or what holds without it. */
 uint32_t option(const char *name, uint32_t otherwise);
 
 /* serial.c */

@@ -44,15 +44,11 @@ void virtio_reset(struct virtio *device)
 		;
 }
 
-int virtio_start(struct virtio *device, uint32_t wanted)
+int virtio_negotiate(struct virtio *device, uint32_t wanted)
 {
 	virtio_reset(device);
 	if (get(device, STATUS))
 		return (int)get(device, STATUS);
-	memset(device->desc, 0, sizeof device->desc);
-	memset(&device->avail, 0, sizeof device->avail);
-	memset(&device->used, 0, sizeof device->used);
-	device->seen = 0;
 	set(device, STATUS, STATUS_ACKNOWLEDGE);
 	set(device, STATUS, STATUS_ACKNOWLEDGE | STATUS_DRIVER);
 	set(device, DEVICE_FEATURES_SEL, 1);
@@ -67,7 +63,16 @@ int virtio_start(struct virtio *device, uint32_t wanted)
 	set(device, STATUS, STATUS_ACKNOWLEDGE | STATUS_DRIVER | STATUS_FEATURES_OK);
 	if (!(get(device, STATUS) & STATUS_FEATURES_OK))
 		return (int)(0x1000 | STATUS);
-	set(device, QUEUE_SEL, 0);
+	return 0;
+}
+
+int virtio_add_queue(struct virtio *device)
+{
+	memset(device->desc, 0, sizeof device->desc);
+	memset(&device->avail, 0, sizeof device->avail);
+	memset(&device->used, 0, sizeof device->used);
+	device->seen = 0;
+	set(device, QUEUE_SEL, device->queue);
 	if (get(device, QUEUE_NUM_MAX) < QUEUE_SIZE)
 		return (int)(0x1000 | QUEUE_NUM_MAX);
 	set(device, QUEUE_NUM, QUEUE_SIZE);
@@ -78,9 +83,20 @@ int virtio_start(struct virtio *device, uint32_t wanted)
 	set(device, QUEUE_DEVICE_LOW, (uint32_t)(uintptr_t)&device->used);
 	set(device, QUEUE_DEVICE_HIGH, 0);
 	set(device, QUEUE_READY, 1);
-	if (get(device, QUEUE_READY) != 1)
-		return (int)(0x1000 | QUEUE_READY);
+	return get(device, QUEUE_READY) == 1 ? 0 : (int)(0x1000 | QUEUE_READY);
+}
+
+void virtio_go(struct virtio *device)
+{
 	set(device, STATUS, STATUS_ACKNOWLEDGE | STATUS_DRIVER | STATUS_FEATURES_OK | STATUS_DRIVER_OK);
+}
+
+int virtio_start(struct virtio *device, uint32_t wanted)
+{
+	int wrong = virtio_negotiate(device, wanted);
+	if (wrong || (wrong = virtio_add_queue(device)))
+		return wrong;
+	virtio_go(device);
 	return 0;
 }
 
@@ -90,7 +106,7 @@ void virtio_submit(struct virtio *device, uint16_t head)
 	__asm__ volatile("" : : : "memory");
 	device->avail.index++;
 	__asm__ volatile("lock; orl $0, (%%esp)" : : : "memory");
-	set(device, QUEUE_NOTIFY, 0);
+	set(device, QUEUE_NOTIFY, device->queue);
 }
 
 int virtio_take(struct virtio *device, uint32_t *id, uint32_t *len)

@@ -1,4 +1,4 @@
-/* A minimal driver of virtio-mmio version 2 (virtio 1.2, 4.2) with one split queue, and virtio-blk requests. */
+/* A minimal driver of virtio-mmio version 2 (virtio 1.2, 4.2) with split queues, and virtio-blk requests. */
 #ifndef VIRTIO_H
 #define VIRTIO_H
 
@@ -32,7 +32,8 @@ enum {
 };
 
 enum { STATUS_ACKNOWLEDGE = 1, STATUS_DRIVER = 2, STATUS_DRIVER_OK = 4, STATUS_FEATURES_OK = 8, STATUS_NEEDS_RESET = 64 };
-enum { ID_BLOCK = 2, ID_RNG = 4 };
+enum { ID_NET = 1, ID_BLOCK = 2, ID_RNG = 4 };
+enum { AVAIL_NO_INTERRUPT = 1 };
 enum { DESC_NEXT = 1, DESC_WRITE = 2, DESC_INDIRECT = 4 };
 enum { F_INDIRECT = 1u << 28, F_EVENT_IDX = 1u << 29 };
 enum { BLK_F_RO = 1u << 5, BLK_F_FLUSH = 1u << 9 };
@@ -63,8 +64,10 @@ struct used {
 	uint16_t avail_event;
 };
 
+/* A device with one of its queues; a device with several has one of these for each. */
 struct virtio {
 	uint32_t base;
+	uint32_t queue; /* index of the queue */
 	uint32_t gsi;
 	uint32_t id;
 	uint32_t features; /* bits 0 to 31 of what was agreed on */
@@ -89,6 +92,11 @@ int virtio_find(struct virtio *device, uint32_t id, unsigned nth);
  * register value that was not what it must be. */
 int virtio_start(struct virtio *device, uint32_t wanted);
 void virtio_reset(struct virtio *device);
+/* What virtio_start does, in its three steps, for a device with more queues: up to FEATURES_OK; a queue (the one of
+ * `queue`); DRIVER_OK. Those that return something return it as virtio_start does. */
+int virtio_negotiate(struct virtio *device, uint32_t wanted);
+int virtio_add_queue(struct virtio *device);
+void virtio_go(struct virtio *device);
 /* Makes the chain that begins at this descriptor available, and notifies. */
 void virtio_submit(struct virtio *device, uint16_t head);
 /* True once a completion came that was not taken yet; takes it. */
