@@ -28,8 +28,8 @@ const BODY_TIME: Duration = Duration::from_secs(10);
 /// The longest time between power button and kill.
 const STOP_MAX: u32 = 24 * 3600;
 
-type Shared = State<Arc<Context>>;
-type Answer<T> = Result<T, Refusal>;
+pub(super) type Shared = State<Arc<Context>>;
+pub(super) type Answer<T> = Result<T, Refusal>;
 
 /// Who answers, and on what host.
 #[utoipa::path(get, path = "/v1/version", responses((status = 200, body = VersionInfo)))]
@@ -247,7 +247,7 @@ pub async fn no_such_method() -> Refusal {
     Refusal::with_status(StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Invalid, message)
 }
 
-fn find(context: &Arc<Context>, key: &str) -> Answer<Hold> {
+pub(super) fn find(context: &Arc<Context>, key: &str) -> Answer<Hold> {
     let vm = context.registry.find(key).ok_or_else(|| Refusal::no_vm(key))?;
     Ok(Hold::new(context, vm))
 }

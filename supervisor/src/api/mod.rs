@@ -11,6 +11,7 @@ use std::sync::Arc;
 pub(crate) mod error;
 pub(crate) mod handlers;
 pub(crate) mod listen;
+pub(crate) mod nets;
 pub(crate) mod openapi;
 pub mod types;
 
@@ -37,6 +38,9 @@ pub(crate) fn router(context: Arc<Context>) -> Router {
         .route("/v1/vms/{vm}/wait", get(handlers::wait))
         .route("/v1/vms/{vm}/logs", get(handlers::logs))
         .route("/v1/vms/{vm}/console", get(handlers::console))
+        .route("/v1/vms/{vm}/net", get(nets::net_stats))
+        .route("/v1/networks", get(nets::networks))
+        .route("/v1/leases", get(nets::leases))
         .fallback(handlers::no_such_route)
         .method_not_allowed_fallback(handlers::no_such_method)
         .with_state(context)

@@ -1,6 +1,6 @@
 //! The OpenAPI document, made from the handlers' own annotations.
 
-use super::handlers;
+use super::{handlers, nets};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
@@ -23,6 +23,9 @@ use utoipa::OpenApi;
         handlers::wait,
         handlers::logs,
         handlers::console,
+        nets::net_stats,
+        nets::networks,
+        nets::leases,
         document
     )
 )]

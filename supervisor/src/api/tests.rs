@@ -139,6 +139,9 @@ async fn every_route_is_documented_and_every_documented_route_is_there() {
         ("GET", "/v1/vms/{vm}/wait"),
         ("GET", "/v1/vms/{vm}/logs"),
         ("GET", "/v1/vms/{vm}/console"),
+        ("GET", "/v1/vms/{vm}/net"),
+        ("GET", "/v1/networks"),
+        ("GET", "/v1/leases"),
     ]
     .map(|(m, p)| (m.to_owned(), p.to_owned()))
     .into();

@@ -7,16 +7,18 @@ use super::Context;
 use super::end::WorkerEnd;
 use super::jail::Held;
 use super::lifecycle::{self, Effect, Event, State};
+use super::nets::Interfaces;
 use super::start::{self, NotTaken, Parcel, Prepared, Stages};
 use super::vm::{Ask, Vm};
 use super::worker::{Control, ControlError};
 use crate::api::types::{ApiError, End, EndKind, ErrorCode, VmState, WorkerInfo};
+use netd_api::VmId;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use worker_api::Timings;
+use worker_api::{NetCounters, Timings};
 
 /// What the actor is busy with.
 type Step = Pin<Box<dyn Future<Output = Done> + Send>>;
@@ -38,6 +40,8 @@ pub struct Actor {
     stages: Option<Stages>,
     held: Option<Held>,
     control: Option<Arc<Control>>,
+    /// Its network interfaces; released when the actor goes, which is after the worker has.
+    nets: Interfaces,
     /// Time that the last stop gave the guest, and when it is over.
     patience: Duration,
     deadline: Option<Instant>,
@@ -53,7 +57,9 @@ impl Actor {
     pub fn new(context: Arc<Context>, vm: Arc<Vm>, inbox: mpsc::Receiver<Ask>) -> Actor {
         let step: Step = {
             let (context, vm) = (context.clone(), vm.clone());
-            Box::pin(async move { Done::Prepared(start::prepare(&context, &vm.spec).await.map(Box::new)) })
+            Box::pin(
+                async move { Done::Prepared(start::prepare(&context, VmId(vm.number), &vm.spec).await.map(Box::new)) },
+            )
         };
         Actor {
             context,
@@ -65,6 +71,7 @@ impl Actor {
             stages: None,
             held: None,
             control: None,
+            nets: Interfaces::default(),
             patience: Duration::ZERO,
             deadline: None,
             overdue: false,
@@ -109,13 +116,17 @@ impl Actor {
                 self.worker_end = end;
                 Some(event)
             }
-            Some(ask) = inbox.recv() => Some(match ask {
-                Ask::Kill => Event::KillAsked,
+            Some(ask) = inbox.recv() => match ask {
+                Ask::Kill => Some(Event::KillAsked),
                 Ask::Stop(patience) => {
                     self.patience = patience;
-                    Event::StopAsked
+                    Some(Event::StopAsked)
                 }
-            }),
+                Ask::NetStats(asker) => {
+                    self.ask_net_stats(asker);
+                    None
+                }
+            },
             () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                 self.deadline = None;
                 self.overdue = true;
@@ -128,9 +139,10 @@ impl Actor {
     fn done(&mut self, done: Done) -> Option<Event> {
         Some(match done {
             Done::Prepared(Ok(prepared)) => {
-                let Prepared { held, parcel, console, stages } = *prepared;
+                let Prepared { held, parcel, console, nets, stages } = *prepared;
                 let _ = self.vm.console.set(console);
                 self.held = Some(held);
+                self.nets = nets;
                 self.parcel = Some((parcel, stages));
                 Event::Made
             }
@@ -158,6 +170,16 @@ impl Actor {
                 return None;
             }
         })
+    }
+
+    /// Asks the worker what its interfaces did, beside everything else; who asks is told nothing where there is no
+    /// worker to be asked.
+    fn ask_net_stats(&self, asker: oneshot::Sender<Result<Vec<NetCounters>, ControlError>>) {
+        let Some(control) = self.control.clone() else { return };
+        let deadline = self.context.deadlines.stats;
+        tokio::spawn(async move {
+            let _ = asker.send(control.net_stats(deadline).await);
+        });
     }
 
     fn apply(&mut self, effect: Effect) {
@@ -193,9 +215,11 @@ impl Actor {
         let state = self.state.outside();
         let worker = self.held.as_ref().map(|held| self.worker_info(held));
         let now = unix_time();
+        let nets = self.nets.shown.clone();
         self.vm.phase.send_modify(|phase| {
             phase.state = state;
             phase.worker = worker;
+            phase.nets = nets;
             if state == VmState::Running {
                 phase.started_at.get_or_insert(now);
             }
@@ -261,6 +285,7 @@ impl Actor {
             }
             phase.state = State::Ended(kind).outside();
             phase.worker = None;
+            phase.nets = Vec::new();
             phase.end = Some(End { kind, reason, at: unix_time() });
             phase.failure = failure;
         });

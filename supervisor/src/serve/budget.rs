@@ -4,13 +4,17 @@
 //! jailer whose pidfd finds no place is lost, and the channel with it. So everything that holds fds has a bound, and
 //! the bounds together fit the limit.
 
-/// The supervisor's own: stdio, lock, directories, KVM, reactor, jailer, signals, socket.
-const FIXED: u64 = 40;
+/// The supervisor's own: stdio, lock, directories, KVM, reactor, jailer, signals, socket, and the connection to netd on
+/// which leases are released.
+const FIXED: u64 = 41;
 /// A running VM: console ring, eventfd and input, pidfd, control socket.
 const VM: u64 = 5;
-/// A start under way: its files, memfds and both ends of what will be the worker's.
-const START: u64 = 24;
-/// A connection: its socket, and for a console a copy that notices the hang-up and the console of a VM that is forgotten.
+/// A start under way: its files, memfds and both ends of what will be the worker's; the queues of its TAPs and the
+/// connection to netd that brings them.
+const START: u64 = 24 + TAPS + 1;
+/// The most queues of all TAPs of one VM.
+const TAPS: u64 = worker_api::NETS_MAX as u64 * worker_api::NET_QUEUES_MAX as u64;
+/// A connection: its socket, and for a question to netd that one's, or for a console a copy that notices the hang-up and the console of a VM that is forgotten.
 const CONNECTION: u64 = 5;
 /// A VM that has ended and is kept: its console.
 const ENDED: u64 = 3;
@@ -33,7 +37,7 @@ pub struct Budget {
 impl Budget {
     /// Of a process that may open `nofile` files.
     pub fn of(nofile: u64) -> Budget {
-        let starts = (nofile / 256).clamp(2, 16);
+        let starts = (nofile / 320).clamp(2, 16);
         let connections = (nofile / 32).clamp(8, 1024);
         let kept = (nofile / 32).clamp(4, 64);
         let rest = nofile.saturating_sub(FIXED + starts * START + connections * CONNECTION + 2 * kept * ENDED);

@@ -1,9 +1,9 @@
 //! The supervisor: `vmsup serve`.
 //!
 //! Runs as the user (or the system user `vmsup`), with no_new_privs and a seccomp filter on every thread. Speaks to
-//! three kinds of peers: clients with this user's uid, over HTTP on a Unix socket ([`crate::api`]); one jailer, its
-//! child, started before the filter is in force ([`jail`]); and its workers, which are assumed to be compromised
-//! ([`worker`], [`console`]).
+//! four kinds of peers: clients with this user's uid, over HTTP on a Unix socket ([`crate::api`]); one jailer, its
+//! child, started before the filter is in force ([`jail`]); its workers, which are assumed to be compromised
+//! ([`worker`], [`console`]); and the host's netd, where VMs have networks ([`netd`]).
 //!
 //! A supervisor that dies takes its VMs along: its jailer sees it hang up, kills them and leaves.
 //!
@@ -29,7 +29,12 @@ mod jail;
 mod jailer;
 pub mod lifecycle;
 mod memfd;
+#[cfg(test)]
+mod net_tests;
+pub(crate) mod netd;
+pub(crate) mod nets;
 mod readiness;
+pub(crate) mod refusals;
 pub(crate) mod registry;
 mod run;
 mod rundir;
@@ -43,7 +48,8 @@ mod worker;
 
 pub(crate) use host::Host;
 pub(crate) use jail::Jail;
-pub(crate) use start::no_cgroup;
+pub(crate) use netd::Netd;
+pub(crate) use refusals::no_cgroup;
 
 /// What `vmsup serve` was told.
 #[derive(Debug, Clone, Default)]
@@ -129,6 +135,8 @@ pub struct Context {
     pub(crate) host: Host,
     /// The way to the jailer.
     pub(crate) jail: Arc<Jail>,
+    /// The way to netd.
+    pub(crate) netd: Arc<Netd>,
     /// The VMs.
     pub(crate) registry: registry::Registry<vm::Vm>,
     /// How long the steps of a start may take.
@@ -167,6 +175,8 @@ pub fn serve(options: ServeOptions) -> Result<(), ServeError> {
 struct Ready {
     jailer: jailer::Jailer,
     host: Host,
+    /// netd's socket.
+    netd: PathBuf,
     budget: budget::Budget,
     listener: UnixListener,
     signals: OwnedFd,
@@ -196,7 +206,9 @@ fn prepare(
     // confine() makes sure of.
     let runtime = run::runtime()?;
     let listener = rundir.bind(socket)?;
-    Ok((runtime, Ready { jailer, host, budget, listener, signals }))
+    let netd = options.netd.clone().unwrap_or_else(paths::netd_socket);
+    let netd = std::path::absolute(netd).map_err(|e| ServeError::System("naming netd's socket", e))?;
+    Ok((runtime, Ready { jailer, host, netd, budget, listener, signals }))
 }
 
 /// Confines the process and serves.

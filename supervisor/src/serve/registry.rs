@@ -35,7 +35,7 @@ struct Inner<V> {
     retired: Vec<Arc<V>>,
     /// Names in the order in which their VMs ended.
     ended: Vec<String>,
-    next_id: u64,
+    next_number: u64,
     /// Why no VM is taken any more.
     closed: Option<&'static str>,
 }
@@ -48,10 +48,10 @@ struct Place<V> {
 }
 
 impl<V: Entry> Registry<V> {
-    /// An empty one. Ids are counted from `first_id`, a random number.
-    pub fn new(first_id: u64, budget: &Budget) -> Self {
+    /// An empty one. VMs are counted from `first`, a random number.
+    pub fn new(first: u64, budget: &Budget) -> Self {
         let inner =
-            Inner { names: BTreeMap::new(), retired: Vec::new(), ended: Vec::new(), next_id: first_id, closed: None };
+            Inner { names: BTreeMap::new(), retired: Vec::new(), ended: Vec::new(), next_number: first, closed: None };
         Registry { inner: Mutex::new(inner), budget: *budget, living: watch::Sender::new(0) }
     }
 
@@ -59,11 +59,11 @@ impl<V: Entry> Registry<V> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reserves `name` for the VM that `make` makes of its id.
+    /// Reserves `name` for the VM that `make` makes of its number.
     ///
     /// # Errors
     /// The name belongs to a VM that has not ended; the supervisor takes no VMs any more.
-    pub fn reserve(&self, name: &str, make: impl FnOnce(String) -> V) -> Result<Arc<V>, ApiError> {
+    pub fn reserve(&self, name: &str, make: impl FnOnce(u64) -> V) -> Result<Arc<V>, ApiError> {
         let mut inner = self.lock();
         if let Some(why) = inner.closed {
             return Err(ApiError { code: ErrorCode::Unavailable, message: why.into(), field: None });
@@ -85,9 +85,9 @@ impl<V: Entry> Registry<V> {
             );
             return Err(ApiError { code: ErrorCode::Unavailable, message, field: None });
         }
-        let id = inner.next_id;
-        inner.next_id = id.wrapping_add(1);
-        let vm = Arc::new(make(format!("{id:016x}")));
+        let number = inner.next_number;
+        inner.next_number = number.wrapping_add(1);
+        let vm = Arc::new(make(number));
         let before = inner.names.remove(name).map(|place| place.vm);
         inner.ended.retain(|n| n != name);
         inner.names.insert(name.to_owned(), Place { vm: vm.clone(), before });
@@ -220,7 +220,7 @@ mod tests {
     }
 
     fn reserve(registry: &Registry<Fake>, name: &str) -> Result<Arc<Fake>, ApiError> {
-        registry.reserve(name, |id| Fake { id, name: name.into(), ended: false.into() })
+        registry.reserve(name, |number| Fake { id: number.to_string(), name: name.into(), ended: false.into() })
     }
 
     fn end(registry: &Registry<Fake>, vm: &Fake) {

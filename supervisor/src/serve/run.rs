@@ -6,7 +6,7 @@
 use super::readiness::watch;
 use super::registry::Registry;
 use super::vm::{Ask, Vm};
-use super::{Context, Jail, Ready, ServeError};
+use super::{Context, Jail, Netd, Ready, ServeError, netd};
 use crate::api::listen;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 
 /// Time that guests get to switch themselves off when the supervisor leaves.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// Time that clients get to read the last answers.
+/// Time that clients get to read the last answers, and netd to take the last leases back.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// Threads that open guest files at the same time, at most: one for each start that may be under way.
 const FILE_THREADS: usize = 16;
@@ -45,12 +45,13 @@ pub fn runtime() -> Result<Runtime, ServeError> {
 /// The reactor could not take the fds.
 pub async fn run(ready: Ready, socket: &Path) -> Result<(), ServeError> {
     let system = |e| ServeError::System("registering with the reactor", e);
-    let Ready { jailer, host, budget, listener, signals } = ready;
+    let Ready { jailer, host, netd, budget, listener, signals } = ready;
     let super::jailer::Jailer { channel, child, ready, pidfd, reaper, facts } = jailer;
     let jail = Jail::new(channel, ready, facts, child.id() as i32, pidfd).map_err(system)?;
+    let netd = Netd::new(netd, netd::DEADLINE, netd::TUN);
     let registry = Registry::new(host.first_id, &budget);
     let starts = Arc::new(Semaphore::new(budget.starts));
-    let context = Arc::new(Context { host, jail, registry, deadlines: Default::default(), starts });
+    let context = Arc::new(Context { host, jail, netd, registry, deadlines: Default::default(), starts });
     tokio::spawn(reap(child, reaper));
     let listener = tokio::net::UnixListener::from_std(listener).map_err(system)?;
     let connections = listen::Connections::new(budget.connections);
@@ -70,7 +71,8 @@ pub async fn run(ready: Ready, socket: &Path) -> Result<(), ServeError> {
         tracing::warn!(socket = %socket.display(), %error, "removing the socket");
     }
     accepting.abort();
-    let _ = tokio::time::timeout(LAST_ANSWERS, connections.all_closed()).await;
+    let last = async { tokio::join!(connections.all_closed(), context.netd.settled()) };
+    let _ = tokio::time::timeout(LAST_ANSWERS, last).await;
     Ok(())
 }
 
@@ -95,22 +97,22 @@ async fn nothing_left(context: &Context) {
 
 /// Ends all VMs: power button, a short while, SIGKILL; at once at a second signal.
 async fn end_all(context: &Arc<Context>, signals: &AsyncFd<OwnedFd>) {
-    ask_all(context, Ask::Stop(FAREWELL)).await;
+    ask_all(context, || Ask::Stop(FAREWELL)).await;
     let mut living = context.registry.living();
     let over = living.wait_for(|living| *living == 0);
     tokio::select! {
         _ = over => {}
         () = signalled(signals) => {
-            ask_all(context, Ask::Kill).await;
+            ask_all(context, || Ask::Kill).await;
             let _ = context.registry.living().wait_for(|living| *living == 0).await;
         }
     }
 }
 
-async fn ask_all(context: &Arc<Context>, ask: Ask) {
+async fn ask_all(context: &Arc<Context>, ask: fn() -> Ask) {
     for vm in context.registry.list() {
         // Not one after the other: an actor that is slow to listen is not to cost the others their time.
-        tokio::spawn(async move { Vm::ask(&vm, ask).await });
+        tokio::spawn(async move { Vm::ask(&vm, ask()).await });
     }
 }
 

@@ -1,4 +1,4 @@
-//! A start, step by step: files, worker, hand-over. Each step owns what it made; dropping it is its undo (fds close,
+//! A start, step by step: files, worker, leases, hand-over. Each step owns what it made; dropping it is its undo (fds close,
 //! locks go, a worker that nobody holds is killed), so a start that fails anywhere leaves nothing.
 
 use super::Context;
@@ -6,19 +6,21 @@ use super::console::{Console, WorkerEnds};
 use super::files::GuestFiles;
 use super::jail::{Held, MakeError};
 use super::memfd;
+use super::nets::{self, Interfaces, Taps};
+use super::refusals::{internal, no_worker, refused, unavailable};
 use super::worker::{Control, ControlError};
 use crate::api::types::{ApiError, ErrorCode};
 use crate::spec::{DiskEngine, Enforce, Limits, VmSpec};
-use crate::vmjson::check::escaped_path;
-use jail_spec::{CgroupLimits, Refusal, Rlimits};
+use jail_spec::{CgroupLimits, Rlimits};
+use netd_api::VmId;
 use rustix::fs::{CWD, Mode, OFlags};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
-use worker_api::{DiskSpec, Engine, FdRole, Part, StartSpec, Timings, console};
+use worker_api::{DiskSpec, Engine, FdRole, StartSpec, Timings, console};
 
-/// How long the steps of a start may take.
+/// How long the steps of a start, and questions to a worker, may take.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadlines {
     /// The files are opened. A file system that hangs holds a thread of ours, not the VM's name.
@@ -27,11 +29,18 @@ pub struct Deadlines {
     pub make: Duration,
     /// A worker comes from its spec to its running vCPUs.
     pub start: Duration,
+    /// A worker says what its network interfaces did.
+    pub stats: Duration,
 }
 
 impl Default for Deadlines {
     fn default() -> Self {
-        Deadlines { files: Duration::from_secs(30), make: Duration::from_secs(10), start: Duration::from_secs(10) }
+        Deadlines {
+            files: Duration::from_secs(30),
+            make: Duration::from_secs(10),
+            start: Duration::from_secs(10),
+            stats: Duration::from_secs(2),
+        }
     }
 }
 
@@ -55,6 +64,8 @@ pub struct Prepared {
     pub parcel: Parcel,
     /// The supervisor's ends.
     pub console: Arc<Console>,
+    /// Its network interfaces, without what goes to the worker.
+    pub nets: Interfaces,
     /// When each step was done.
     pub stages: Stages,
 }
@@ -68,10 +79,11 @@ pub struct Parcel {
     kernel: OwnedFd,
     initrd: Option<OwnedFd>,
     disks: Vec<OwnedFd>,
+    taps: Taps,
     /// The fields that name these files, and the paths, for messages.
     paths: Vec<(String, String)>,
     /// Among the starts that are under way.
-    _place: OwnedSemaphorePermit,
+    _place: Arc<OwnedSemaphorePermit>,
 }
 
 /// Where the time of a start went.
@@ -80,15 +92,36 @@ pub struct Stages {
     begun: Instant,
     files: Instant,
     made: Instant,
+    leased: Instant,
 }
 
-/// Opens the files and gets a worker.
+/// Opens the files, gets a worker, and leases the network interfaces of VM number `id`: all at the same time.
 ///
 /// # Errors
 /// What the client is told.
-pub async fn prepare(context: &Context, spec: &VmSpec) -> Result<Prepared, ApiError> {
+pub async fn prepare(context: &Context, id: VmId, spec: &VmSpec) -> Result<Prepared, ApiError> {
     let begun = Instant::now();
     let place = context.starts.clone().acquire_owned().await.map_err(|_| internal("no places for starts"))?;
+    let place = Arc::new(place);
+    // First, so that netd works while we do.
+    let leasing = nets::lease(context, id, spec, place.clone());
+    let leasing = async { leasing.await.map(|nets| (nets, Instant::now())) };
+    let making = make(context, spec, place);
+    // Whichever fails first gives up the other: a worker that is not taken is killed, a lease is released.
+    let ((mut nets, leased), (held, console, mut parcel, files, made)) = tokio::try_join!(leasing, making)?;
+    parcel.taps = std::mem::take(&mut nets.taps);
+    parcel.spec.nets = std::mem::take(&mut nets.specs);
+    // vmjson::check and netd's client have looked at all of it: what is left is a defect, but not one for a worker.
+    parcel.spec.check().map_err(|message| ApiError { code: ErrorCode::Invalid, message, field: None })?;
+    Ok(Prepared { held, parcel, console, nets, stages: Stages { begun, files, made, leased } })
+}
+
+/// Opens the files and gets a worker. Says when each was done.
+async fn make(
+    context: &Context,
+    spec: &VmSpec,
+    place: Arc<OwnedSemaphorePermit>,
+) -> Result<(Held, Arc<Console>, Parcel, Instant, Instant), ApiError> {
     let limits = spec.limits.as_ref().map(cgroup_limits);
     // Without files there is nothing to wait for: the jailer works while we make the memfds.
     let early = if GuestFiles::any(spec) { None } else { Some(context.jail.make(limits, rlimits(spec, 0)).await) };
@@ -108,7 +141,7 @@ pub async fn prepare(context: &Context, spec: &VmSpec) -> Result<Prepared, ApiEr
         Ok(Err(_)) => return Err(no_worker(MakeError::Gone)),
         Err(_) => return Err(unavailable("the jailer made no worker in time; the host is overloaded, try again")),
     };
-    Ok(Prepared { held, parcel, console, stages: Stages { begun, files, made: Instant::now() } })
+    Ok((held, console, parcel, files, Instant::now()))
 }
 
 async fn open_files(spec: &VmSpec) -> Result<GuestFiles, ApiError> {
@@ -122,12 +155,12 @@ async fn open_files(spec: &VmSpec) -> Result<GuestFiles, ApiError> {
         .map_err(|_| internal("the thread that opens files died"))?
 }
 
-/// Makes the memfds and the console, and puts all together.
+/// Makes the memfds and the console, and puts all together but the network interfaces.
 fn parcel(
     context: &Context,
     spec: &VmSpec,
     files: GuestFiles,
-    place: OwnedSemaphorePermit,
+    place: Arc<OwnedSemaphorePermit>,
 ) -> Result<(Arc<Console>, Parcel), ApiError> {
     let failed = |error: std::io::Error| unavailable(format!("no memory or file descriptors for the VM: {error}"));
     let ram = memfd::sealed("vmsup-ram", spec.memory_mib << 20).map_err(|e| failed(e.into()))?;
@@ -136,9 +169,10 @@ fn parcel(
         Some(kernel) => kernel,
         None => own_copy(&context.host.hello).map_err(failed)?,
     };
-    let (paths, spec) = (paths(spec), worker_spec(spec, files.initrd.is_some())?);
+    let (paths, spec) = (paths(spec), worker_spec(spec, files.initrd.is_some()));
     let GuestFiles { initrd, disks, .. } = files;
-    let parcel = Parcel { spec, ram, console: ends, kernel, initrd, disks, paths, _place: place };
+    let taps = Taps::default();
+    let parcel = Parcel { spec, ram, console: ends, kernel, initrd, disks, taps, paths, _place: place };
     Ok((console, parcel))
 }
 
@@ -170,7 +204,7 @@ pub struct NotTaken {
 /// What the client is told.
 pub async fn hand_over(
     context: &Context,
-    parcel: Parcel,
+    mut parcel: Parcel,
     held: jail_spec::Worker,
 ) -> Result<(Control, Timings), NotTaken> {
     let start = async {
@@ -182,7 +216,10 @@ pub async fn hand_over(
         Ok::<_, ControlError>((control, timings))
     };
     match tokio::time::timeout(context.deadlines.start, start).await {
-        Ok(Ok(started)) => Ok(started),
+        Ok(Ok(started)) => {
+            parcel.taps.given();
+            Ok(started)
+        }
         Ok(Err(error)) => {
             let hung_up = error.is_hang_up();
             if hung_up {
@@ -190,7 +227,7 @@ pub async fn hand_over(
                 // waits for this step hears of its end meanwhile; a kill now would only hide it.
                 tokio::time::sleep(LAST_WORDS).await;
             }
-            Err(NotTaken { hung_up, error: refused(error, &parcel.paths) })
+            Err(NotTaken { hung_up, error: refused(error, &parcel.paths, parcel.spec.nets.len()) })
         }
         Err(_) => {
             let error = internal("the worker did not start the VM in time and was killed");
@@ -211,7 +248,7 @@ impl Parcel {
             FdRole::Kernel => Some(&self.kernel),
             FdRole::Initrd => self.initrd.as_ref(),
             FdRole::Disk(n) => self.disks.get(usize::from(n)),
-            FdRole::Tap { .. } => None,
+            FdRole::Tap { net, queue } => self.taps.get(net, queue),
         };
         self.spec.fd_roles().into_iter().filter_map(fd).map(AsFd::as_fd).collect()
     }
@@ -229,7 +266,8 @@ impl Stages {
             total_us = us(self.begun, now),
             files_us = us(self.begun, self.files),
             make_us = us(self.files, self.made),
-            start_us = us(self.made, now),
+            lease_us = us(self.begun, self.leased),
+            start_us = us(self.made.max(self.leased), now),
             memory_us = worker.memory,
             vcpus_us = worker.vcpus,
             devices_us = worker.devices,
@@ -240,8 +278,8 @@ impl Stages {
     }
 }
 
-/// The VM as the worker sees it.
-fn worker_spec(spec: &VmSpec, initrd: bool) -> Result<StartSpec, ApiError> {
+/// The VM as the worker sees it, without its network interfaces.
+fn worker_spec(spec: &VmSpec, initrd: bool) -> StartSpec {
     let disk = |(n, disk): (usize, &crate::spec::Disk)| DiskSpec {
         readonly: disk.readonly,
         serial: disk.serial.clone().unwrap_or_else(|| format!("vmsup-disk{n}")),
@@ -249,7 +287,7 @@ fn worker_spec(spec: &VmSpec, initrd: bool) -> Result<StartSpec, ApiError> {
             DiskEngine::Auto | DiskEngine::Threads => Engine::Threads,
         },
     };
-    let start = StartSpec {
+    StartSpec {
         cpus: u8::try_from(spec.cpus).unwrap_or(0),
         memory_mib: u32::try_from(spec.memory_mib).unwrap_or(0),
         initrd,
@@ -257,10 +295,7 @@ fn worker_spec(spec: &VmSpec, initrd: bool) -> Result<StartSpec, ApiError> {
         disks: spec.disks.iter().enumerate().map(disk).collect(),
         nets: Vec::new(),
         offer: None,
-    };
-    // vmjson::check has looked at all of it: what is left is a defect, but not one to send to a worker.
-    start.check().map_err(|message| ApiError { code: ErrorCode::Invalid, message, field: None })?;
-    Ok(start)
+    }
 }
 
 /// What the worker of this VM may use at most.
@@ -281,129 +316,5 @@ fn cgroup_limits(limits: &Limits) -> CgroupLimits {
         pids_max: limits.pids_max,
         cpu_percent: limits.cpu_percent,
         best_effort: limits.enforce == Enforce::BestEffort,
-    }
-}
-
-/// Limits cannot be held on this host.
-pub fn no_cgroup(reason: &str) -> ApiError {
-    ApiError {
-        code: ErrorCode::Invalid,
-        message: format!(
-            "there is no delegated cgroup to hold limits ({reason}); remove \"limits\", or set \"enforce\": \"best-effort\""
-        ),
-        field: Some("limits".into()),
-    }
-}
-
-fn no_worker(error: MakeError) -> ApiError {
-    match error {
-        MakeError::Gone => unavailable(super::jail::GONE),
-        MakeError::Refused(Refusal::NoCgroup(reason)) => no_cgroup(&reason),
-        MakeError::Refused(Refusal::Full { slots }) => {
-            unavailable(format!("all {slots} places for VMs are in use; stop some VMs"))
-        }
-        MakeError::Refused(Refusal::Step { step, errno }) => {
-            let error = std::io::Error::from_raw_os_error(errno);
-            internal(format!("no jail could be made: step {step}: {error}; vmsup doctor may know why"))
-        }
-        MakeError::Refused(Refusal::Died(how, words)) => {
-            let end = super::end::WorkerEnd::new(how, &words);
-            internal(format!("no jail could be made: {}; vmsup doctor may know why", end.reason()))
-        }
-        MakeError::Refused(Refusal::Invalid(why)) => internal(format!("the jailer refused the request: {why}")),
-    }
-}
-
-/// What a worker said no to, or what it did instead of an answer.
-fn refused(error: ControlError, paths: &[(String, String)]) -> ApiError {
-    let ControlError::Failed(failure) = &error else { return internal(error.to_string()) };
-    let field = match failure.part {
-        Part::Kernel => Some("boot.kernel".into()),
-        Part::Initrd => Some("boot.initrd".into()),
-        Part::Cmdline => Some("boot.cmdline".into()),
-        Part::Disk(n) => Some(format!("disks[{n}].path")).filter(|field| paths.iter().any(|(f, _)| f == field)),
-        Part::Memory => Some("memory_mib".into()),
-        Part::Net(n) => Some(format!("nets[{n}]")),
-        Part::Spec | Part::Kvm | Part::Console | Part::Thread => None,
-    };
-    let code = match failure.part {
-        Part::Kvm | Part::Thread | Part::Console => ErrorCode::Internal,
-        _ => ErrorCode::Invalid,
-    };
-    let said = error.to_string();
-    // Some details begin with the field that goes out beside them. The worker knows no paths; the user knows no others.
-    let rest =
-        field.as_deref().and_then(|field| said.strip_prefix(field)).map(|rest| rest.trim_start_matches([':', ' ']));
-    let path = paths.iter().find(|(of, _)| field.as_ref() == Some(of)).map(|(_, path)| escaped_path(path));
-    let message = match (path, rest) {
-        (Some(path), Some(rest)) => format!("{path} {rest}"),
-        (Some(path), None) => format!("{path}: {said}"),
-        (None, rest) => rest.unwrap_or(&said).into(),
-    };
-    let advice = match failure.part {
-        Part::Kernel | Part::Initrd if said.contains("memory_mib") => "",
-        Part::Kernel if said.contains("cut short") => "; copy or build it anew",
-        Part::Kernel if paths.iter().any(|(of, _)| of == "boot.kernel") => {
-            "; name a bzImage, an ELF with a PVH note or an ELF64"
-        }
-        Part::Cmdline => "; shorten it",
-        _ => "",
-    };
-    ApiError { code, message: message + advice, field }
-}
-
-fn unavailable(message: impl Into<String>) -> ApiError {
-    ApiError { code: ErrorCode::Unavailable, message: message.into(), field: None }
-}
-
-fn internal(message: impl Into<String>) -> ApiError {
-    ApiError { code: ErrorCode::Internal, message: message.into(), field: None }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use worker_api::StartFailure;
-
-    /// The field and the message of what a worker said no to.
-    fn said(part: Part, detail: &str) -> (Option<String>, String) {
-        let spec = serde_json::json!({ "name": "a", "cpus": 1, "memory_mib": 32, "disks": [{ "path": "/d" }],
-                                       "boot": { "kernel": "/k", "initrd": "/i" } });
-        let failure = ControlError::Failed(StartFailure { part, detail: detail.into() });
-        let error = refused(failure, &paths(&serde_json::from_value(spec).unwrap()));
-        (error.field, error.message)
-    }
-
-    #[test]
-    fn what_a_worker_says_of_a_file_names_the_file_and_what_to_do() {
-        for (part, detail, field, message) in [
-            (
-                Part::Kernel,
-                "boot.kernel is not a kernel: neither a bzImage nor an ELF",
-                "boot.kernel",
-                "/k is not a kernel: neither a bzImage nor an ELF; name a bzImage, an ELF with a PVH note or an ELF64",
-            ),
-            (
-                Part::Kernel,
-                "boot.kernel is cut short: its header cannot be read",
-                "boot.kernel",
-                "/k is cut short: its header cannot be read; copy or build it anew",
-            ),
-            (
-                Part::Initrd,
-                "boot.initrd has 99 MiB, and beside the kernel there is room for 9 MiB: raise memory_mib",
-                "boot.initrd",
-                "/i has 99 MiB, and beside the kernel there is room for 9 MiB: raise memory_mib",
-            ),
-            (Part::Disk(0), "it cannot be read", "disks[0].path", "/d: it cannot be read"),
-            (Part::Memory, "no memory", "memory_mib", "no memory"),
-        ] {
-            assert_eq!(said(part, detail), (Some(field.into()), message.into()));
-        }
-    }
-
-    #[test]
-    fn a_disk_that_the_vm_does_not_have_is_no_field() {
-        assert_eq!(said(Part::Disk(1), "a lie"), (None, "a lie".into()));
     }
 }

@@ -1,11 +1,14 @@
-//! Doubles for the tests: a jailer and workers that speak the real protocols from threads of the test's own process.
+//! Doubles for the tests: a jailer, workers and netd that speak the real protocols from threads of the test's own process.
 //!
 //! Each fake worker has a real process behind it (a shell that waits), so that pidfds, kills and exits are real.
 
+pub mod netd;
+
+use self::netd::FakeNetd;
 use super::budget::Budget;
 use super::registry::Registry;
 use super::start::Deadlines;
-use super::{Context, Host, Jail, memfd};
+use super::{Context, Host, Jail, Netd, memfd};
 use crate::spec::{Boot, Builtin, VmSpec};
 use ipc::Channel;
 use jail_spec::{Facts, HowEnded, Refusal, Reply, Request, Slot, UidSource, Worker};
@@ -60,6 +63,12 @@ pub fn spec(name: &str) -> VmSpec {
     }
 }
 
+/// The smallest spec, with an interface in each of these networks.
+pub fn spec_in(name: &str, networks: &[&str]) -> VmSpec {
+    let net = |network| serde_json::from_value(serde_json::json!({ "network": network })).unwrap();
+    VmSpec { nets: networks.iter().map(net).collect(), ..spec(name) }
+}
+
 /// What the fake workers do.
 #[derive(Debug, Clone)]
 pub enum Act {
@@ -89,8 +98,27 @@ pub enum Act {
 pub struct FakeVm {
     pub spec: StartSpec,
     pub fds: Vec<OwnedFd>,
-    channel: Channel<worker_api::Reply, worker_api::Request>,
+    channel: Arc<Channel<worker_api::Reply, worker_api::Request>>,
     process: ChildStdin,
+}
+
+/// A fake worker's end of the control socket.
+pub struct FakeControl(Arc<Channel<worker_api::Reply, worker_api::Request>>);
+
+impl FakeControl {
+    /// The next request; answered with `reply`.
+    pub fn answer(&self, reply: &worker_api::Reply) -> worker_api::Request {
+        let request = self.0.receive().unwrap().0;
+        self.0.send(reply, &[]).unwrap();
+        request
+    }
+
+    /// Takes a request that is there, and leaves it without an answer.
+    pub fn asked(&self) -> bool {
+        let mut waiting = [rustix::event::PollFd::new(&*self.0, rustix::event::PollFlags::IN)];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::event::poll(&mut waiting, Some(&now)).unwrap() == 1 && self.0.receive().is_ok()
+    }
 }
 
 impl FakeVm {
@@ -111,9 +139,17 @@ impl FakeVm {
 
     /// The next request; answered with `Done`.
     pub fn request(&self) -> worker_api::Request {
-        let request = self.channel.receive().unwrap().0;
-        self.channel.send(&worker_api::Reply::Done, &[]).unwrap();
-        request
+        self.answer(&worker_api::Reply::Done)
+    }
+
+    /// The next request; answered with `reply`.
+    pub fn answer(&self, reply: &worker_api::Reply) -> worker_api::Request {
+        self.copy().answer(reply)
+    }
+
+    /// Its end of the control socket, for another thread.
+    pub fn copy(&self) -> FakeControl {
+        FakeControl(self.channel.clone())
     }
 }
 
@@ -156,15 +192,22 @@ pub struct Bench {
 impl Bench {
     /// Needs a runtime.
     pub fn new() -> Bench {
-        Bench::with(true)
+        Bench::with(Deadlines::default(), super::netd::DEADLINE)
     }
 
-    /// With a supervisor that soon gives up waiting for jailer and workers.
+    /// With a supervisor that soon gives up waiting for jailer, workers and netd.
     pub fn impatient() -> Bench {
-        Bench::with(false)
+        let soon = Duration::from_millis(200);
+        Bench::with(Deadlines { make: soon, start: soon, ..Deadlines::default() }, soon)
     }
 
-    fn with(patient: bool) -> Bench {
+    /// With a supervisor that soon gives up waiting for a worker's counters.
+    pub fn curt() -> Bench {
+        let stats = Duration::from_millis(50);
+        Bench::with(Deadlines { stats, ..Deadlines::default() }, super::netd::DEADLINE)
+    }
+
+    fn with(deadlines: Deadlines, answer: Duration) -> Bench {
         let dir = TempDir::new();
         let (ours, theirs) = Channel::<Request, Reply>::pair().unwrap();
         let jailer = theirs.as_fd().try_clone_to_owned().unwrap();
@@ -193,16 +236,16 @@ impl Bench {
             uid: rustix::process::geteuid().as_raw(),
             first_id: 0x1000,
         };
-        let deadlines = Deadlines {
-            files: Duration::from_secs(30),
-            make: Duration::from_millis(200),
-            start: Duration::from_millis(200),
-        };
-        let deadlines = if patient { Deadlines::default() } else { deadlines };
+        let netd = Netd::new(dir.path().join("netd.sock"), answer, netd::NULL);
         let registry = Registry::new(0x1000, &Budget::of(4096));
         let starts = Arc::new(tokio::sync::Semaphore::new(4));
-        let context = Arc::new(Context { host, jail, registry, deadlines, starts });
+        let context = Arc::new(Context { host, jail, netd, registry, deadlines, starts });
         Bench { context, vms, act, jailer, slots, dir }
+    }
+
+    /// A netd where this supervisor expects one.
+    pub fn netd(&self) -> FakeNetd {
+        FakeNetd::start(self.context.netd.path())
     }
 
     pub fn acts(&self, act: Act) {
@@ -332,7 +375,7 @@ fn work(listener: &OwnedFd, act: Act, mut process: ChildStdin, sender: &mpsc::Se
         _ => {
             let timings = Timings { memory: 1, vcpus: 2, devices: 3, boot: 4, threads: 5 };
             channel.send(&worker_api::Reply::Started(timings), &[]).unwrap();
-            let _ = sender.send(FakeVm { spec, fds, channel, process });
+            let _ = sender.send(FakeVm { spec, fds, channel: Arc::new(channel), process });
         }
     }
 }

@@ -4,26 +4,35 @@ use super::Context;
 use super::actor::Actor;
 use super::console::Console;
 use super::registry::{Entry, is_end};
-use crate::api::types::{ApiError, ConsoleInfo, End, ErrorCode, VmInfo, VmState, VmSummary, WorkerInfo};
+use super::worker::ControlError;
+use super::{nets, refusals};
+use crate::api::types::{
+    ApiError, ConsoleInfo, End, ErrorCode, NetStats, VmInfo, VmNet, VmState, VmSummary, WorkerInfo,
+};
 use crate::spec::VmSpec;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
+use worker_api::NetCounters;
 
 /// What can be asked of a running VM.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub enum Ask {
     /// Power button; SIGKILL when the time is over.
     Stop(Duration),
     /// SIGKILL.
     Kill,
+    /// What its network interfaces did.
+    NetStats(oneshot::Sender<Result<Vec<NetCounters>, ControlError>>),
 }
 
 /// A VM as the rest of the supervisor sees it.
 #[derive(Debug)]
 pub struct Vm {
     pub(super) id: String,
+    /// The id as a number.
+    pub(super) number: u64,
     /// Uid of who started it.
     pub owner: u32,
     /// What it was started from.
@@ -45,6 +54,8 @@ pub struct Phase {
     pub state: VmState,
     /// Its worker, while there is one.
     pub worker: Option<WorkerInfo>,
+    /// Its network interfaces, while it has them.
+    pub nets: Vec<VmNet>,
     /// When its vCPUs began to run, seconds since 1970.
     pub started_at: Option<u64>,
     /// How it ended.
@@ -77,10 +88,18 @@ impl Vm {
         remove_when_ended: bool,
     ) -> Result<Arc<Vm>, ApiError> {
         let (sender, inbox) = mpsc::channel(4);
-        let phase = Phase { state: VmState::Starting, worker: None, started_at: None, end: None, failure: None };
+        let phase = Phase {
+            state: VmState::Starting,
+            worker: None,
+            nets: Vec::new(),
+            started_at: None,
+            end: None,
+            failure: None,
+        };
         let name = spec.name.clone();
-        let vm = context.registry.reserve(&name, |id| Vm {
-            id,
+        let vm = context.registry.reserve(&name, |number| Vm {
+            id: format!("{number:016x}"),
+            number,
             owner,
             spec,
             remove_when_ended,
@@ -122,6 +141,44 @@ impl Vm {
         let _ = self.inbox.send(ask).await;
     }
 
+    /// What its network interfaces did, as its worker says.
+    ///
+    /// # Errors
+    /// It does not run, or its worker has no answer that fits.
+    pub async fn net_stats(&self) -> Result<Vec<NetStats>, ApiError> {
+        let nets = match &*self.phase.borrow() {
+            phase if matches!(phase.state, VmState::Running | VmState::Stopping) => phase.nets.clone(),
+            _ => return Err(self.not_running()),
+        };
+        if nets.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (sender, answer) = oneshot::channel();
+        self.ask(Ask::NetStats(sender)).await;
+        let counted = answer.await.map_err(|_| self.not_running())?;
+        let counted = counted.map_err(|error| refusals::internal(format!("{}: {error}", self.spec.name)))?;
+        if counted.len() != nets.len() {
+            let message = format!(
+                "the worker of {} speaks of {} interfaces, where it has {}",
+                self.spec.name,
+                counted.len(),
+                nets.len()
+            );
+            return Err(refusals::internal(message));
+        }
+        Ok(nets.iter().zip(&counted).map(|(net, counted)| nets::stats(net, counted)).collect())
+    }
+
+    fn not_running(&self) -> ApiError {
+        let message = format!("{} does not run; start it first", self.spec.name);
+        ApiError { code: ErrorCode::Conflict, message, field: None }
+    }
+
+    /// Its number with netd; no other VM of this supervisor ever has it.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
     /// Its console, once it has one.
     pub fn console(&self) -> Option<&Arc<Console>> {
         self.console.get()
@@ -138,7 +195,7 @@ impl Vm {
             owner: self.owner,
             cpus: self.spec.cpus,
             memory_mib: self.spec.memory_mib,
-            nets: Vec::new(),
+            nets: phase.nets.clone(),
             started_at: phase.started_at,
             end: phase.end.clone(),
         }

@@ -4,22 +4,35 @@
 //! Each request has one reply, in order.
 
 use super::end::plain;
-use super::readiness::watch;
+use super::readiness::receive;
 use ipc::Channel;
 use jail_spec::Worker;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use tokio::io::Interest;
-use worker_api::{NAME, Offer, Reply, Request, StartFailure, StartSpec, Timings, VERSION};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
+use tokio::sync::Mutex;
+use worker_api::{NAME, NETS_MAX, NetCounters, Offer, Reply, Request, StartFailure, StartSpec, Timings, VERSION};
+
+/// The most replies that a worker may owe: one that answers nothing is not asked for ever.
+const OWED_MAX: u32 = 8;
 
 /// A connected worker.
 #[derive(Debug)]
 pub struct Control {
     channel: Channel<Request, Reply>,
+    turn: Mutex<Turn>,
+}
+
+/// How far the conversation is.
+#[derive(Debug, Default)]
+struct Turn {
     /// Our header went out.
-    met: AtomicBool,
+    greeted: bool,
+    /// Its header came.
+    met: bool,
+    /// Replies that are still to come.
+    owed: u32,
 }
 
 /// Why a worker could not be spoken to, or what it said no to.
@@ -44,6 +57,9 @@ pub enum ControlError {
     /// It answered something that is no answer to what was asked.
     #[error("the worker answered something else than it was asked")]
     Confused,
+    /// It gave no answer in time.
+    #[error("the worker does not answer")]
+    Silent,
     /// It says that it cannot.
     #[error("{}", plain(&.0.detail))]
     Failed(StartFailure),
@@ -81,7 +97,7 @@ impl Control {
         if (pid, uid) != (worker.pid, worker.uid) {
             return Err(ControlError::Impostor { pid, uid, worker: *worker });
         }
-        Ok(Control { channel: Channel::new(socket), met: AtomicBool::new(false) })
+        Ok(Control { channel: Channel::new(socket), turn: Mutex::default() })
     }
 
     /// Makes the worker the VM. Our header and the spec go out together, which saves a turn; a worker of another
@@ -90,7 +106,7 @@ impl Control {
     /// # Errors
     /// [`ControlError::Failed`] where it says that it cannot, else the channel's.
     pub async fn start(&self, spec: StartSpec, fds: &[BorrowedFd<'_>]) -> Result<Timings, ControlError> {
-        match self.ask_first(&Request::Start(spec), fds).await? {
+        match self.ask(&Request::Start(spec), fds).await? {
             Reply::Started(timings) => Ok(timings),
             Reply::Failed(failure) => Err(ControlError::Failed(failure)),
             _ => Err(ControlError::Confused),
@@ -103,23 +119,10 @@ impl Control {
     /// # Errors
     /// The channel's.
     pub async fn offer(&self, kvm: BorrowedFd<'_>) -> Result<Offer, ControlError> {
-        match self.ask_first(&Request::Offer, &[kvm]).await? {
+        match self.ask(&Request::Offer, &[kvm]).await? {
             Reply::Offer(offer) if offer.check().is_ok() => Ok(offer),
             _ => Err(ControlError::Confused),
         }
-    }
-
-    /// Sends a request, behind our header where it is the first, and takes the answer.
-    async fn ask_first(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Reply, ControlError> {
-        let first = !self.met.swap(true, Ordering::Relaxed);
-        if first {
-            self.channel.greet(NAME, VERSION, 0)?;
-        }
-        self.channel.send(request, fds)?;
-        if first {
-            self.read(|channel| channel.meet(NAME, VERSION, 0)).await?;
-        }
-        Ok(self.read(|channel| channel.receive()).await?.0)
     }
 
     /// Presses the guest's power button.
@@ -127,30 +130,45 @@ impl Control {
     /// # Errors
     /// The channel's.
     pub async fn press_power_button(&self) -> Result<(), ControlError> {
-        self.channel.send(&Request::PowerButton, &[])?;
-        match self.read(|channel| channel.receive()).await?.0 {
+        match self.ask(&Request::PowerButton, &[]).await? {
             Reply::Done => Ok(()),
             _ => Err(ControlError::Confused),
         }
     }
 
-    /// Receives one frame. The socket is registered only meanwhile: a worker that sends without being asked wakes
-    /// nobody and fills its own socket.
-    async fn read<T>(
-        &self,
-        mut receive: impl FnMut(&Channel<Request, Reply>) -> Result<T, ipc::Error>,
-    ) -> Result<T, ControlError> {
-        // Whatever is there already comes before anything else that may have happened since.
-        match receive(&self.channel) {
-            Err(error) if error.would_block() => {}
-            other => return Ok(other?),
+    /// Asks what the network interfaces did: at most [`NETS_MAX`] answers, and allegations all of them.
+    ///
+    /// # Errors
+    /// [`ControlError::Silent`] where there is no answer until the deadline, else the channel's.
+    pub async fn net_stats(&self, deadline: Duration) -> Result<Vec<NetCounters>, ControlError> {
+        let answer = tokio::time::timeout(deadline, self.ask(&Request::NetStats, &[])).await;
+        match answer.map_err(|_| ControlError::Silent)?? {
+            Reply::NetStats(counted) if counted.len() <= NETS_MAX => Ok(counted),
+            _ => Err(ControlError::Confused),
         }
-        let ready = watch(self.channel.as_fd(), Interest::READABLE)?;
+    }
+
+    /// Sends a request, behind our header where it is the first, and takes the answer. One after the other; where somebody
+    /// gave up waiting, the next one first takes what came for them.
+    async fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Reply, ControlError> {
+        let mut turn = self.turn.lock().await;
+        if turn.owed >= OWED_MAX {
+            return Err(ControlError::Silent);
+        }
+        if !std::mem::replace(&mut turn.greeted, true) {
+            self.channel.greet(NAME, VERSION, 0)?;
+        }
+        self.channel.send(request, fds)?;
+        turn.owed += 1;
+        if !turn.met {
+            receive(&self.channel, |channel| channel.meet(NAME, VERSION, 0)).await?;
+            turn.met = true;
+        }
         loop {
-            let mut guard = ready.readable().await?;
-            match receive(&self.channel) {
-                Err(error) if error.would_block() => guard.clear_ready(),
-                other => return Ok(other?),
+            let (reply, _) = receive(&self.channel, Channel::receive).await?;
+            turn.owed -= 1;
+            if turn.owed == 0 {
+                return Ok(reply);
             }
         }
     }
