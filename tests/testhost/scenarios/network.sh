@@ -166,10 +166,7 @@ counted() { [ "$(nft list counter bridge vmsup "$1" | sed -n 's/.*packets \([0-9
 check "what it sent as another is counted" counted drop_ip_source
 check "as are a stock guest's attempts at IPv6" counted drop_ipv6
 as_vm "vmsup net stats web1"
-check_text "the worker answered its DHCP client" dhcp counted() { [ "$(nft list counter bridge vmsup "$1" | sed -n 's/.*packets \([0-9]*\).*/\1/p')" -gt 0 ]; }
-check "what it sent as another is counted" counted drop_ip_source
-check "as are a stock guest's attempts at IPv6" counted drop_ipv6
-as_vm "vmsup net stats web1"
+check_text "the worker answered its DHCP client" dhcp as_vm "vmsup net stats web1"
 cat >/home/vm/greedy.json <<'END'
 { "name": "greedy", "cpus": 1, "memory_mib": 32, "boot": { "builtin": "net" },
   "nets": [ { "network": "default", "forwards": [ { "host": 22, "guest": 22 } ] } ] }
