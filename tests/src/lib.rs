@@ -9,6 +9,7 @@ pub mod host;
 pub mod jailer;
 pub mod netd;
 pub mod netns;
+pub mod page;
 pub mod probe;
 pub mod tracer;
 pub mod tun;

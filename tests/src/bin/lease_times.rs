@@ -18,7 +18,8 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let [socket, network, runs] = &words[..] else { panic!("usage: vmsup-lease-times SOCKET NETWORK RUNS") };
     let runs: usize = runs.parse().expect("a number of runs");
-    let peer = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    let peer =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
     rustix::net::connect(&peer, &SocketAddrUnix::new(socket.as_str()).unwrap()).expect("netd");
     let netd: Channel<Request, Reply> = Channel::new(peer);
     netd.handshake(NAME, VERSION, 0).unwrap();
