@@ -2,7 +2,8 @@
  * prints the line `NET ...` as net.c does). Command line:
  *
  *	frames=KIND,KIND,...	what to send, in this order; `all` is everything in the order below
- *	ip=A.B.C.D		the foreign address that it claims (default: its own, with the last bit but two flipped)
+ *	ip=A.B.C.D		the foreign address that it claims (default: its own with the third bit flipped, the fourth where
+ *				that is the gateway's)
  *	peer=A.B.C.D		another guest (default: the foreign address)
  *	to=A.B.C.D		where honest UDP goes (default: the gateway)
  *	count=N			ARP packets of the flood (300)
@@ -16,7 +17,7 @@
  *	arp		ARP reply to all: the gateway is at this MAC
  *	arpip		ARP request whose sender is `ip=`
  *	arpmac		ARP request whose sender has MAC 02:76:6d:ff:ff:fe, from the right Ethernet source
- *	arpflood	`count=` ARP requests, senders' addresses counting up from `ip=`
+ *	arpflood	`count=` ARP requests, senders' addresses counting up from `ip=`, its own left out
  *	vlan		802.1Q tag (VLAN 5) around what is good otherwise
  *	qinq		802.1ad tag around the same
  *	ipv6		router advertisement to ff02::1, from fe80::1
@@ -122,8 +123,11 @@ static void arp_foreign_mac(const char *kind)
 static void arp_flood(const char *kind)
 {
 	(void)kind;
-	for (uint32_t n = 0; n < count; n++)
-		send(arp(ARP_REQUEST, link_mac, foreign + n, me.gateway));
+	for (uint32_t n = 0, sender = foreign; n < count; n++, sender++) {
+		if (sender == me.address)
+			sender++;
+		send(arp(ARP_REQUEST, link_mac, sender, me.gateway));
+	}
 }
 
 static void tagged(const char *kind, uint32_t type)
@@ -364,7 +368,7 @@ void guest_main(void)
 {
 	const char *list = option_text("frames");
 	network_up();
-	foreign = address_option("ip", me.address ^ 4);
+	foreign = address_option("ip", me.address ^ ((me.address ^ 4) == me.gateway ? 8 : 4));
 	peer = address_option("peer", foreign);
 	target = address_option("to", me.gateway);
 	count = option("count", 300);
