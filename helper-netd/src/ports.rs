@@ -1,0 +1,174 @@
+//! Ports from their making to their end: cold ones, the pool of warm ones, hand-over, release.
+//!
+//! Closing the last fd of a TAP takes 16 ms. So a lease whose taker went away before it got its fd goes back to the pool
+//! where it can, and one that is released is unplugged at once and deleted only if somebody still holds it a second later.
+
+use crate::journal::lease_line;
+use crate::leases::{Holder, Port, State};
+use crate::log;
+use crate::netd::Netd;
+use crate::network::Network;
+use crate::ops::{IfName, Ops, OpsError};
+use netd_api::Refusal;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+/// How long the holder of a released TAP has to close it.
+const GRACE: Duration = Duration::from_secs(1);
+
+impl<O: Ops> Netd<O> {
+    /// Makes a port: TAP, bridge's port, up. It is warm, and its element is not in the set yet.
+    pub(crate) fn make(
+        &mut self,
+        network: &Network,
+        suffix: Option<[u8; 3]>,
+        queues: u8,
+        offloads: bool,
+    ) -> Result<(u32, Vec<OwnedFd>), Refusal> {
+        let (address, mac) = match self.book.place(network, suffix) {
+            Ok(free) => free,
+            Err(warm) => {
+                self.drop_warm(warm.ok_or(Refusal::NetworkFull)?);
+                self.book.place(network, suffix).map_err(|_| Refusal::NetworkFull)?
+            }
+        };
+        let bridge = *self.bridges.get(&network.name).ok_or(Refusal::Failed)?;
+        let number = self.book.next_port();
+        self.note(&format!("port {number}"))?;
+        let ops = &mut self.ops;
+        let made = ops.create_tap(IfName::port(number), queues, offloads).and_then(|tap| {
+            ops.plug(tap.index, bridge, network.isolated, network.mtu, mac)?;
+            Ok(tap)
+        });
+        let tap = made.map_err(|error| {
+            self.trouble(&error);
+            Refusal::Failed
+        })?;
+        let network = network.name.clone();
+        let (index, tap_mac, state) = (tap.index, tap.mac, State::Warm);
+        self.book.insert(Port { number, index, tap_mac, network, mac, address, state });
+        Ok((number, tap.queues))
+    }
+
+    /// Makes one warm port where one is wanting; says whether there may be more to make.
+    pub(crate) fn refill(&mut self) -> bool {
+        if self.retry.is_some() || !self.is_clean() {
+            return false;
+        }
+        let Some(network) = self.networks.iter().find(|n| self.wants_warm(n)).cloned() else { return false };
+        let made = self.make(&network, None, 1, true).and_then(|(number, queues)| {
+            let add = self.book.port(number).map(Port::elements).unwrap_or_default();
+            if let Err(refusal) = self.follow(&add, &[]) {
+                self.book.remove(number);
+                return Err(refusal);
+            }
+            self.warm.extend(queues.into_iter().map(|queue| (number, queue)));
+            Ok(())
+        });
+        if made.is_err() && self.retry.is_none() {
+            self.trouble(&format_args!("network \"{}\": the pool is not filled", network.name));
+        }
+        made.is_ok()
+    }
+
+    /// Fewer warm ports than configured, and more free addresses than a full pool: in a network that is nearly full they
+    /// are for requests.
+    fn wants_warm(&self, network: &Network) -> bool {
+        let warm = self.book.of_network(&network.name).filter(|p| p.state == State::Warm).count();
+        let bridged = self.bridges.contains_key(&network.name);
+        bridged && warm < usize::from(network.pool) && self.book.free(network) > usize::from(network.pool)
+    }
+
+    /// Lets go of a warm port. Takes milliseconds: for a request that needs its address or MAC, and for a new configuration.
+    pub(crate) fn drop_warm(&mut self, number: u32) {
+        let Some(port) = self.book.remove(number) else { return };
+        let _ = self.follow(&[], &port.elements());
+        self.warm.remove(&number);
+    }
+
+    /// Lets go of all warm ports of a network but so many.
+    pub(crate) fn shrink_pool(&mut self, network: &str, keep: usize) {
+        let warm = self.book.of_network(network).filter(|p| p.state == State::Warm).map(|p| p.number);
+        for number in warm.skip(keep).collect::<Vec<_>>() {
+            self.drop_warm(number);
+        }
+    }
+
+    /// Makes a warm port somebody's: book, elements, journal. `add_all`: its own element is not in the set yet.
+    pub(crate) fn lease_port(&mut self, number: u32, holder: Holder, add_all: bool) -> Result<Port, Refusal> {
+        self.book.set(number, State::Leased(holder));
+        let port = self.book.port(number).cloned().ok_or(Refusal::Failed)?;
+        let add = &port.elements()[usize::from(!add_all)..];
+        self.follow(add, &[])?;
+        let line = port.holder().map(|holder| lease_line(&port, holder)).ok_or(Refusal::Failed)?;
+        self.note(&line)?;
+        Ok(port)
+    }
+
+    /// A lease that never left: the port is warm again where the pool can use it, else it goes.
+    pub(crate) fn take_back(&mut self, number: u32, mut queues: Vec<OwnedFd>, plain: bool) {
+        let Some(port) = self.book.port(number).cloned() else { return };
+        self.book.set(number, State::Warm);
+        let _ = self.follow(&[], &port.elements()[1..]);
+        if let Some(holder) = port.holder() {
+            let _ = self.note(&format!("end {}", holder.id.0));
+        }
+        match queues.pop() {
+            Some(queue) if plain && self.is_clean() => drop(self.warm.insert(number, queue)),
+            _ => self.drop_warm(number),
+        }
+    }
+
+    /// Ends a lease whose interface may still be held: nothing passes from here on.
+    pub(crate) fn end(&mut self, number: u32, why: &str) {
+        let Some(port) = self.book.port(number).cloned() else { return };
+        let uid = port.holder().map_or(u32::MAX, |h| h.uid);
+        self.book.set(number, State::Ending(uid, Instant::now() + GRACE));
+        self.ended(&port, why);
+        match self.ops.unplug(port.index) {
+            // It may be gone already: the event says so next.
+            Ok(()) | Err(OpsError::Differs { .. }) => {}
+            Err(error) => log!("{error}; it is deleted in a second"),
+        }
+    }
+
+    /// An interface is gone, and with it its lease.
+    pub(crate) fn gone(&mut self, number: u32) {
+        let Some(port) = self.book.remove(number) else { return };
+        self.warm.remove(&number);
+        if port.live() {
+            self.ended(&port, "its interface is gone");
+        }
+        self.forget_retired();
+    }
+
+    /// What was a port's is free, but for its address.
+    fn ended(&mut self, port: &Port, why: &str) {
+        let _ = self.follow(&[], &port.elements());
+        let Some(holder) = port.holder() else { return log!("{}: {why}; it was nobody's", port.name()) };
+        log!("lease {}: {why}; {} {} of uid {} ended", holder.id.0, port.name(), port.address, holder.uid);
+        let _ = self.note(&format!("end {}", holder.id.0));
+    }
+
+    /// Deletes interfaces that somebody holds a second after the end of their lease.
+    pub(crate) fn delete_overdue(&mut self, now: Instant) {
+        let overdue = |p: &&Port| matches!(p.state, State::Ending(_, at) if at <= now);
+        let overdue: Vec<Port> = self.book.ports().filter(overdue).cloned().collect();
+        for port in overdue {
+            log!("{}: still held after the end of its lease; deleted", port.name());
+            self.delete(port.number);
+        }
+    }
+
+    /// Deletes the interface of a port that is ending; tries again later where that fails.
+    pub(crate) fn delete(&mut self, number: u32) {
+        let Some(Port { index, state: State::Ending(uid, _), .. }) = self.book.port(number).cloned() else { return };
+        match self.ops.delete_link(index) {
+            Ok(()) => self.gone(number),
+            Err(error) => {
+                log!("{error}; tried again in a second");
+                self.book.set(number, State::Ending(uid, Instant::now() + GRACE));
+            }
+        }
+    }
+}

@@ -1,0 +1,403 @@
+//! What tests share: a kernel that is none, and small things to have something of each kind.
+
+use crate::journal::{Journal, replay};
+use crate::leases::{Book, Holder, Port, State};
+use crate::netd::Netd;
+use crate::network::{Network, default_mac};
+use crate::ops::{Bridge, Element, IfName, Link, LinkEvent, Mac, Ops, OpsError, Tap, Tun};
+use crate::permit::{Caller, Who};
+use crate::places::Place;
+use netd_api::{LeaseId, Request, VmId, Wanted};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use std::cell::{RefCell, RefMut};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io::{self, PipeReader};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Uid and gid of netd in tests.
+pub const OWN: (u32, u32) = (990, 991);
+pub const BOOT: &str = "0b5f1c9e-boot";
+
+/// An interface of the fake.
+pub struct FakeLink {
+    pub link: Link,
+    /// The other end of what its holders have; a bridge has none.
+    held: Option<PipeReader>,
+    isolated: bool,
+}
+
+/// What the fake kernel has, for tests to look at and to spoil.
+pub struct World {
+    pub links: BTreeMap<u32, FakeLink>,
+    pub elements: BTreeSet<Element>,
+    /// By bridge and MAC, the port.
+    pub forwarding: BTreeMap<(u32, Mac), u32>,
+    pub loaded: bool,
+    pub touched: bool,
+    pub events: VecDeque<LinkEvent>,
+    /// Operations that fail, and how often from now on.
+    pub failing: BTreeMap<&'static str, u32>,
+    pub deleted: Vec<IfName>,
+    /// Every name that a TAP ever had.
+    pub names: BTreeSet<IfName>,
+    pub dumps: usize,
+    next_index: u32,
+}
+
+/// A kernel in memory. A TAP is the writing end of a pipe: it is gone when nobody holds that any more.
+#[derive(Clone)]
+pub struct FakeKernel {
+    world: Rc<RefCell<World>>,
+    link_events: Rc<OwnedFd>,
+    rule_events: Rc<OwnedFd>,
+}
+
+impl FakeKernel {
+    pub fn new() -> FakeKernel {
+        let event = || Rc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).unwrap());
+        let world = World {
+            links: BTreeMap::new(),
+            elements: BTreeSet::new(),
+            forwarding: BTreeMap::new(),
+            loaded: true,
+            touched: false,
+            events: VecDeque::new(),
+            failing: BTreeMap::new(),
+            deleted: Vec::new(),
+            names: BTreeSet::new(),
+            dumps: 0,
+            next_index: 10,
+        };
+        FakeKernel { world: Rc::new(RefCell::new(world)), link_events: event(), rule_events: event() }
+    }
+
+    pub fn world(&self) -> RefMut<'_, World> {
+        self.world.borrow_mut()
+    }
+
+    /// Changes an interface behind netd's back, and tells of it.
+    pub fn spoil(&self, name: IfName, how: impl FnOnce(&mut Link)) {
+        let mut world = self.world();
+        let link = &mut world.links.values_mut().find(|l| l.link.name == name).expect("a link").link;
+        how(link);
+        let event = LinkEvent::Changed(link.clone());
+        world.events.push_back(event);
+        drop(world);
+        self.signal();
+    }
+
+    /// The interfaces that nobody holds any more are gone, unless they were made persistent.
+    pub fn collect(&self) {
+        let held = |l: &FakeLink| match &l.held {
+            None => true,
+            Some(_) if l.link.tun.is_some_and(|t| t.persist) => true,
+            Some(reader) => {
+                let mut fds = [PollFd::new(reader, PollFlags::empty())];
+                poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap();
+                !fds[0].revents().contains(PollFlags::HUP)
+            }
+        };
+        let gone: Vec<u32> = self.world().links.iter().filter(|(_, l)| !held(l)).map(|(i, _)| *i).collect();
+        for index in gone {
+            self.remove(index);
+        }
+    }
+
+    /// An interface goes.
+    pub fn remove(&self, index: u32) {
+        let mut world = self.world();
+        let Some(FakeLink { link, .. }) = world.links.remove(&index) else { return };
+        world.forwarding.retain(|(bridge, _), port| *port != index && *bridge != index);
+        let mut freed = Vec::new();
+        for other in world.links.values_mut().filter(|l| l.link.bridge == Some(index)) {
+            other.link.bridge = None;
+            freed.push(LinkEvent::Changed(other.link.clone()));
+        }
+        world.events.extend(freed);
+        world.events.push_back(LinkEvent::Gone { name: link.name, index });
+        drop(world);
+        self.signal();
+    }
+
+    /// nft removes or loads the tables.
+    pub fn load_rules(&self, loaded: bool) {
+        let mut world = self.world();
+        world.loaded = loaded;
+        world.elements.clear();
+        world.touched = true;
+        drop(world);
+        rustix::io::write(&*self.rule_events, &1u64.to_ne_bytes()).unwrap();
+    }
+
+    pub fn index_of(&self, name: &str) -> Option<u32> {
+        self.world().links.values().find(|l| l.link.name.as_str() == name).map(|l| l.link.index)
+    }
+
+    fn signal(&self) {
+        rustix::io::write(&*self.link_events, &1u64.to_ne_bytes()).unwrap();
+    }
+
+    fn changed(&self, index: u32) {
+        let mut world = self.world();
+        let event = LinkEvent::Changed(world.links[&index].link.clone());
+        world.events.push_back(event);
+        drop(world);
+        self.signal();
+    }
+
+    fn fails(&self, operation: &'static str) -> Result<(), OpsError> {
+        match self.world().failing.get_mut(operation) {
+            Some(times) if *times > 0 => {
+                *times -= 1;
+                Err(OpsError::Kernel { what: operation.to_owned(), source: io::Error::other("told to fail") })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn differs(what: &str) -> OpsError {
+    OpsError::Differs { what: what.to_owned(), source: io::Error::from(io::ErrorKind::NotFound) }
+}
+
+impl Ops for FakeKernel {
+    fn create_tap(&mut self, name: IfName, queues: u8, _offloads: bool) -> Result<Tap, OpsError> {
+        self.fails("create_tap")?;
+        let (reader, writer) = io::pipe().unwrap();
+        let queues = (0..queues).map(|_| OwnedFd::from(writer.try_clone().unwrap())).collect();
+        let mut world = self.world();
+        assert!(world.names.insert(name), "{name} was used before");
+        world.next_index += 1;
+        let (index, mac) = (world.next_index, [2, 0xaa, 0, 0, 0, world.next_index as u8]);
+        let tun = Some(Tun { persist: false, owner: Some(OWN.0), group: Some(OWN.1) });
+        let link = Link { name, index, mac, bridge: None, up: false, tun };
+        world.links.insert(index, FakeLink { link, held: Some(reader), isolated: false });
+        drop(world);
+        self.changed(index);
+        Ok(Tap { queues, index, mac })
+    }
+
+    fn ensure_bridge(&mut self, bridge: &Bridge) -> Result<u32, OpsError> {
+        self.fails("ensure_bridge")?;
+        let mut world = self.world();
+        let known = world.links.values().find(|l| l.link.name == bridge.name).map(|l| l.link.index);
+        let index = known.unwrap_or(world.next_index + 1);
+        world.next_index = world.next_index.max(index);
+        let link = Link { name: bridge.name, index, mac: bridge.mac, bridge: None, up: true, tun: None };
+        let before = world.links.insert(index, FakeLink { link: link.clone(), held: None, isolated: false });
+        drop(world);
+        if before.is_none_or(|b| b.link != link) {
+            self.changed(index);
+        }
+        Ok(index)
+    }
+
+    fn plug(&mut self, index: u32, bridge: u32, isolated: bool, _mtu: u16, mac: Mac) -> Result<(), OpsError> {
+        self.fails("plug")?;
+        let mut world = self.world();
+        if !world.links.contains_key(&bridge) {
+            return Err(differs("plug"));
+        }
+        let link = world.links.get_mut(&index).ok_or_else(|| differs("plug"))?;
+        (link.link.bridge, link.link.up, link.isolated) = (Some(bridge), true, isolated);
+        world.forwarding.insert((bridge, mac), index);
+        drop(world);
+        self.changed(index);
+        Ok(())
+    }
+
+    fn restore_forwarding(&mut self, index: u32, mac: Mac) -> Result<(), OpsError> {
+        let mut world = self.world();
+        let bridge = world.links.get(&index).and_then(|l| l.link.bridge).ok_or_else(|| differs("restore"))?;
+        world.forwarding.insert((bridge, mac), index);
+        Ok(())
+    }
+
+    fn unplug(&mut self, index: u32) -> Result<(), OpsError> {
+        let mut world = self.world();
+        let link = world.links.get_mut(&index).ok_or_else(|| differs("unplug"))?;
+        (link.link.bridge, link.link.up) = (None, false);
+        world.forwarding.retain(|_, port| *port != index);
+        drop(world);
+        self.changed(index);
+        Ok(())
+    }
+
+    fn delete_link(&mut self, index: u32) -> Result<(), OpsError> {
+        self.fails("delete_link")?;
+        let name = self.world().links.get(&index).map(|l| l.link.name);
+        self.world().deleted.extend(name);
+        self.remove(index);
+        Ok(())
+    }
+
+    fn links(&mut self) -> Result<Vec<Link>, OpsError> {
+        self.world().dumps += 1;
+        Ok(self.world().links.values().map(|l| l.link.clone()).collect())
+    }
+
+    fn elements(&mut self) -> Result<Vec<Element>, OpsError> {
+        self.fails("elements")?;
+        let world = self.world();
+        if world.loaded { Ok(world.elements.iter().copied().collect()) } else { Err(OpsError::NoRules) }
+    }
+
+    fn change(&mut self, add: &[Element], remove: &[Element]) -> Result<(), OpsError> {
+        self.fails("change")?;
+        let mut world = self.world();
+        if !world.loaded {
+            return Err(OpsError::NoRules);
+        }
+        let mut after = world.elements.clone();
+        for element in remove {
+            if !after.remove(element) {
+                return Err(differs("change"));
+            }
+        }
+        after.extend(add);
+        let key = |e: &Element| match e {
+            Element::Forward { protocol, host, .. } => Some((*protocol, *host)),
+            _ => None,
+        };
+        let forwards: Vec<_> = after.iter().filter_map(key).collect();
+        if forwards.iter().collect::<BTreeSet<_>>().len() != forwards.len() {
+            return Err(differs("change"));
+        }
+        world.elements = after;
+        Ok(())
+    }
+
+    fn rules_loaded(&mut self) -> Result<bool, OpsError> {
+        Ok(self.world().loaded)
+    }
+
+    fn dropping_chains(&mut self, most: usize) -> Result<Vec<String>, OpsError> {
+        Ok(vec!["ip filter FORWARD".to_owned(); most.min(1)])
+    }
+
+    fn ip_forward(&mut self) -> Result<bool, OpsError> {
+        Ok(true)
+    }
+
+    fn link_events_fd(&self) -> BorrowedFd<'_> {
+        self.link_events.as_fd()
+    }
+
+    fn next_link_event(&mut self) -> Option<LinkEvent> {
+        let event = self.world().events.pop_front();
+        if event.is_none() {
+            let _ = rustix::io::read(&*self.link_events, &mut [0; 8]);
+        }
+        event
+    }
+
+    fn rule_events_fd(&self) -> BorrowedFd<'_> {
+        self.rule_events.as_fd()
+    }
+
+    fn rules_touched(&mut self) -> bool {
+        let _ = rustix::io::read(&*self.rule_events, &mut [0; 8]);
+        std::mem::take(&mut self.world().touched)
+    }
+}
+
+/// A directory that goes with the test.
+pub struct Scratch(pub PathBuf);
+
+impl Scratch {
+    pub fn new() -> Scratch {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("vmsup-netd-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir(&path).unwrap();
+        Scratch(path)
+    }
+
+    pub fn place(&self, name: &str) -> Place {
+        Place::open(&self.0.join(name)).unwrap()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A network for uid 1000, without a pool.
+pub fn network(name: &str, bridge: &str, address: &str, prefix: u8) -> Network {
+    Network {
+        name: name.to_owned(),
+        bridge: IfName::new(bridge).unwrap(),
+        address: address.parse().unwrap(),
+        prefix,
+        mtu: 1500,
+        nat: true,
+        isolated: true,
+        host: false,
+        metadata: false,
+        localhost: false,
+        reach: Vec::new(),
+        dns: Vec::new(),
+        who: Who { users: vec![1000], groups: Vec::new() },
+        leases: 16,
+        pool: 0,
+        forwards: Vec::new(),
+        retired: false,
+    }
+}
+
+pub fn caller(uid: u32) -> Caller {
+    Caller { uid, groups: vec![uid] }
+}
+
+pub fn wanted(network: &str) -> Wanted {
+    let network = network.to_owned();
+    Wanted { network, vm: VmId(7), queues: 1, offloads: true, mac_suffix: None, forwards: Vec::new() }
+}
+
+pub fn lease_request(network: &str) -> Request {
+    Request::Lease(wanted(network))
+}
+
+/// A leased port.
+pub fn port(number: u32, network: &Network, id: LeaseId, uid: u32) -> Port {
+    let address = network.hosts().0 + number;
+    let (index, tap_mac, mac) = (100 + number, [2, 9, 9, 9, 9, number as u8], default_mac(address));
+    let state = State::Leased(Holder { id, uid, vm: VmId(3), forwards: Vec::new() });
+    Port { number, index, tap_mac, network: network.name.clone(), mac, address: address.into(), state }
+}
+
+/// A book with these leases.
+pub fn book_of(network: &Network, leases: &[(LeaseId, u32)]) -> Book {
+    let mut book = Book::default();
+    for (number, (id, uid)) in (1..).zip(leases) {
+        book.insert(port(number, network, *id, *uid));
+    }
+    book
+}
+
+/// netd on a fake kernel, with a journal in that directory.
+pub fn start(kernel: &FakeKernel, scratch: &Scratch, networks: Vec<Network>) -> Netd<FakeKernel> {
+    let (journal, text) = Journal::open(scratch.place("journal"), BOOT.to_owned()).unwrap();
+    Netd::start(kernel.clone(), networks, journal, replay(&text, BOOT), OWN).unwrap()
+}
+
+/// xorshift64: the same steps in each run.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    pub fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+}
