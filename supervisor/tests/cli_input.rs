@@ -150,7 +150,7 @@ fn a_forward_that_stands_there_twice_names_its_line_and_the_first() {
     let nets = format!("[ {{ \"network\": \"a\",\n  \"forwards\": [ {forward}, {forward} ] }} ]");
     assert_eq!(
         refused(with("\"hello\" }", &format!("\"hello\" }},\n  \"nets\": {nets}"))),
-        "7:60: nets[0].forwards[1].host: TCP port 8080 is forwarded by nets[0].forwards[0] already; use another port"
+        "7:58: nets[0].forwards[1].host: TCP port 8080 is forwarded by nets[0].forwards[0] already; use another port"
     );
 }
 

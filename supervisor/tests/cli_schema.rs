@@ -84,7 +84,7 @@ fn what_is_wrong_fails_in_schema_and_parser() {
         with(&format!("{hello}, \"nets\": [{{\"network\": \"n\", \"queues\": 5}}]")),
         with(&format!("{hello}, \"nets\": [{{\"network\": \"n\", \"mac_suffix\": \"0a:0b\"}}]")),
         with(&format!("{hello}, \"nets\": [{{\"network\": \"n\", \"forwards\": [{{\"host\": 0, \"guest\": 1}}]}}]")),
-        with(&format!("{hello}, \"nets\": [{}]", vec!["{\"network\": \"n\"}"; 5].join(","))),
+        with(&format!("{hello}, \"nets\": [{}]", ["{\"network\": \"n\"}"; 5].join(","))),
         with("\"boot\": {\"kernel\": 7}"),
         with(&format!("{hello}, \"memory\": 5")),
         with(&format!("{hello}, \"disks\": {{}}")),

@@ -47,4 +47,6 @@ pub(crate) fn router(context: Arc<Context>) -> Router {
 }
 
 #[cfg(test)]
+mod net_tests;
+#[cfg(test)]
 mod tests;

@@ -159,7 +159,7 @@ mod tests {
         ));
         assert_eq!(
             sentence(&with("\"nets\": [{\"network\": \"a\", \"forward\": []}]")),
-            "vm.json:6:28: nets[0].forward: unknown field; did you mean \"forwards\"?"
+            "vm.json:6:27: nets[0].forward: unknown field; did you mean \"forwards\"?"
         );
         assert!(
             sentence(&with("\"nets\": [{\"network\": \"a\", \"mac\": \"\"}]"))
