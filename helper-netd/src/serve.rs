@@ -57,6 +57,16 @@ struct Peer {
     deadline: Instant,
 }
 
+/// What the loop needs and could not open once netd is confined.
+pub struct Fds {
+    /// For its waiting.
+    pub epoll: OwnedFd,
+    /// Where supervisors connect: listening, non-blocking.
+    pub listener: OwnedFd,
+    /// A signalfd of SIGHUP, SIGTERM and SIGINT, non-blocking.
+    pub signals: OwnedFd,
+}
+
 /// The loop and all that it watches.
 pub struct Server<O> {
     /// What the loop serves.
@@ -89,8 +99,8 @@ impl<O: Ops> Server<O> {
     ///
     /// # Errors
     /// What `epoll` says.
-    pub fn new(netd: Netd<O>, listener: OwnedFd, signals: OwnedFd, identify: Identify) -> io::Result<Server<O>> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    pub fn new(netd: Netd<O>, fds: Fds, identify: Identify) -> io::Result<Server<O>> {
+        let Fds { epoll, listener, signals } = fds;
         let watch =
             |fd: BorrowedFd<'_>, token| epoll::add(&epoll, fd, epoll::EventData::new_u64(token), epoll::EventFlags::IN);
         watch(listener.as_fd(), LISTENER)?;

@@ -10,8 +10,9 @@ use crate::network::Network;
 use crate::ops::{Kernel, Ops};
 use crate::options::{Action, Options, USAGE};
 use crate::places::Place;
-use crate::serve::{Server, Wish, peer_of};
+use crate::serve::{Fds, Server, Wish, peer_of};
 use crate::sys;
+use rustix::event::epoll;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -132,8 +133,11 @@ fn serve(options: &Options) -> Result<(), Error> {
     let boot = boot.map_err(failed("the boot id"))?.0.trim().to_owned();
     let journal_place = Place::open(&options.journal).map_err(failed(place.shown()))?;
     let (journal, text) = Journal::open(place, boot.clone()).map_err(failed(options.journal.display().to_string()))?;
-    let listener = listen(&options.socket, opened.own)?;
-    let signals = sys::signal_fd(&[libc::SIGHUP, libc::SIGTERM, libc::SIGINT]).map_err(failed("signals"))?;
+    let fds = Fds {
+        epoll: epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed("epoll"))?,
+        listener: listen(&options.socket, opened.own)?,
+        signals: sys::signal_fd(&[libc::SIGHUP, libc::SIGTERM, libc::SIGINT]).map_err(failed("signals"))?,
+    };
     let notify = manager();
     confine(
         opened.user,
@@ -144,7 +148,7 @@ fn serve(options: &Options) -> Result<(), Error> {
         log!("the journal: {fault}");
     }
     let netd = Netd::start(kernel, opened.networks, journal, replay, opened.own)?;
-    let mut server = Server::new(netd, listener, signals, peer_of).map_err(failed("epoll"))?;
+    let mut server = Server::new(netd, fds, peer_of).map_err(failed("epoll"))?;
     log!("serving {}", options.socket.display());
     if let Some(manager) = notify {
         let _ = rustix::io::write(manager, b"READY=1");
