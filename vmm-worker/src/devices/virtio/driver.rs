@@ -13,12 +13,16 @@ use std::sync::{Arc, Mutex};
 use virtio_bindings::virtio_mmio::*;
 use vm_memory::{Bytes, GuestAddress};
 
+/// Rings of the first queue.
 pub(crate) const DESCRIPTORS: u64 = 0x1000;
 pub(crate) const AVAILABLE: u64 = 0x2000;
 pub(crate) const USED: u64 = 0x3000;
+/// Rings of the others: where those of the second begin, and how far apart they are.
+const MORE_RINGS: u64 = 0x38_0000;
+const RINGS: u64 = 0x3000;
 /// RAM of the guest, bytes.
 pub(crate) const RAM: u64 = 0x40_0000;
-/// Size of the queue.
+/// Size of each queue.
 pub(crate) const SIZE: u16 = 16;
 
 pub(crate) const NEXT: u16 = 1;
@@ -55,6 +59,14 @@ pub(crate) struct Driver {
     reactor: MockReactor,
     /// What it accepts of what is offered.
     pub(crate) wanted: u64,
+    /// The queue that is spoken of.
+    queue: usize,
+    progress: Vec<Progress>,
+}
+
+/// How far a queue is.
+#[derive(Clone, Copy, Default)]
+struct Progress {
     available: u16,
     taken: u16,
     free: u16,
@@ -73,8 +85,39 @@ impl Driver {
         let mut worker = QueueWorker::new(transport.clone());
         let mut reactor = MockReactor::new();
         worker.register(&mut reactor).unwrap();
-        let wanted = u64::MAX;
-        Self { transport, mem, line, worker, reactor, wanted, available: 0, taken: 0, free: 0 }
+        let progress = vec![Progress::default(); lock(&transport).kicks().len()];
+        Self { transport, mem, line, worker, reactor, wanted: u64::MAX, queue: 0, progress }
+    }
+
+    /// From here on it is about this queue.
+    pub(crate) fn on(&mut self, queue: usize) -> &mut Self {
+        self.queue = queue;
+        self
+    }
+
+    fn progress(&mut self) -> &mut Progress {
+        &mut self.progress[self.queue]
+    }
+
+    fn rings(&self, first: u64) -> u64 {
+        match self.queue as u64 {
+            0 => first,
+            queue => MORE_RINGS + RINGS * (queue - 1) + first - DESCRIPTORS,
+        }
+    }
+
+    /// The queue's descriptor table.
+    pub(crate) fn descriptors(&self) -> u64 {
+        self.rings(DESCRIPTORS)
+    }
+
+    /// The queue's available ring.
+    pub(crate) fn available(&self) -> u64 {
+        self.rings(AVAILABLE)
+    }
+
+    fn used_ring(&self) -> u64 {
+        self.rings(USED)
     }
 
     /// A running device, with all that it offers.
@@ -117,8 +160,12 @@ impl Driver {
             assert!(std::time::Instant::now() < patience, "the reset does not end");
             std::thread::yield_now();
         }
-        self.mem.write_slice(&[0; 0x3000], GuestAddress(DESCRIPTORS)).unwrap();
-        (self.available, self.taken, self.free) = (0, 0, 0);
+        for queue in 0..self.progress.len() {
+            let rings = self.on(queue).descriptors();
+            self.put(rings, &[0; RINGS as usize]);
+        }
+        self.progress.fill(Progress::default());
+        self.queue = 0;
     }
 
     /// Reset, features, up to FEATURES_OK.
@@ -138,7 +185,7 @@ impl Driver {
     }
 
     pub(crate) fn set_queue(&self, size: u32, descriptors: u64, driver: u64, device: u64) {
-        self.set(VIRTIO_MMIO_QUEUE_SEL, 0);
+        self.set(VIRTIO_MMIO_QUEUE_SEL, self.queue as u32);
         self.set(VIRTIO_MMIO_QUEUE_NUM, size);
         for (register, address) in [
             (VIRTIO_MMIO_QUEUE_DESC_LOW, descriptors),
@@ -154,9 +201,12 @@ impl Driver {
     pub(crate) fn restart(&mut self) {
         self.negotiate();
         assert_eq!(self.status(), 0xb, "features were refused");
-        self.set_queue(SIZE.into(), DESCRIPTORS, AVAILABLE, USED);
-        self.set(VIRTIO_MMIO_QUEUE_READY, 1);
-        assert_eq!(self.get(VIRTIO_MMIO_QUEUE_READY), 1, "the queue was refused");
+        for queue in (0..self.progress.len()).rev() {
+            self.on(queue);
+            self.set_queue(SIZE.into(), self.descriptors(), self.available(), self.used_ring());
+            self.set(VIRTIO_MMIO_QUEUE_READY, 1);
+            assert_eq!(self.get(VIRTIO_MMIO_QUEUE_READY), 1, "the queue was refused");
+        }
         self.set(VIRTIO_MMIO_STATUS, 0xf);
         assert_eq!(self.status(), 0xf);
         self.settle();
@@ -188,27 +238,28 @@ impl Driver {
 
     /// Writes a chain to the next free descriptors and says where it begins.
     pub(crate) fn chain(&mut self, buffers: &[Buffer]) -> u16 {
-        let head = self.free;
+        let head = self.progress().free;
         for (n, buffer) in buffers.iter().enumerate() {
             let at = (head + n as u16) % SIZE;
             let more = if n + 1 < buffers.len() { NEXT } else { 0 };
             let flags = more | if buffer.write { WRITE } else { 0 };
-            self.describe(DESCRIPTORS, at, buffer.address, buffer.length, flags, (at + 1) % SIZE);
+            self.describe(self.descriptors(), at, buffer.address, buffer.length, flags, (at + 1) % SIZE);
         }
-        self.free = (head + buffers.len() as u16) % SIZE;
+        self.progress().free = (head + buffers.len() as u16) % SIZE;
         head
     }
 
     /// Makes the chain at `head` available.
     pub(crate) fn offer(&mut self, head: u16) {
-        self.put(AVAILABLE + 4 + 2 * u64::from(self.available % SIZE), &head.to_le_bytes());
-        self.available = self.available.wrapping_add(1);
-        self.put(AVAILABLE + 2, &self.available.to_le_bytes());
+        let index = self.progress().available;
+        self.put(self.available() + 4 + 2 * u64::from(index % SIZE), &head.to_le_bytes());
+        self.progress().available = index.wrapping_add(1);
+        self.put(self.available() + 2, &index.wrapping_add(1).to_le_bytes());
     }
 
     /// As KVM does it: past the registers, whatever state the device is in.
     pub(crate) fn notify(&self) {
-        lock(&self.transport).kicks()[0].write(1).unwrap();
+        lock(&self.transport).kicks()[self.queue].write(1).unwrap();
     }
 
     pub(crate) fn submit(&mut self, buffers: &[Buffer]) -> u16 {
@@ -235,23 +286,29 @@ impl Driver {
 
     /// What the device says is used, in all.
     pub(crate) fn used(&self) -> u16 {
-        self.half_word(USED + 2)
+        self.half_word(self.used_ring() + 2)
     }
 
     pub(crate) fn take(&mut self) -> Option<(u16, u32)> {
-        if self.used() == self.taken {
+        let taken = self.progress().taken;
+        if self.used() == taken {
             return None;
         }
-        let at = USED + 4 + 8 * u64::from(self.taken % SIZE);
-        self.taken = self.taken.wrapping_add(1);
-        self.ask_for_interrupt_after(self.taken);
+        let at = self.used_ring() + 4 + 8 * u64::from(taken % SIZE);
+        self.progress().taken = taken.wrapping_add(1);
+        self.ask_for_interrupt_after(taken.wrapping_add(1));
         let word = |at| u32::from_le_bytes(self.bytes(at, 4).try_into().unwrap());
         Some((word(at) as u16, word(at + 4)))
     }
 
     /// Sets used_event: the next interrupt is for this completion, counted from 0.
     pub(crate) fn ask_for_interrupt_after(&self, completion: u16) {
-        self.put(AVAILABLE + 4 + 2 * u64::from(SIZE), &completion.to_le_bytes());
+        self.put(self.available() + 4 + 2 * u64::from(SIZE), &completion.to_le_bytes());
+    }
+
+    /// The index at which the device wants the next kick (avail_event).
+    pub(crate) fn wants_kick_at(&self) -> u16 {
+        self.half_word(self.used_ring() + 4 + 8 * u64::from(SIZE))
     }
 
     /// Turns until something is used, waiting for the device's threads.

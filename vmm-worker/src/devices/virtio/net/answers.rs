@@ -1,9 +1,8 @@
 //! DHCP replies on their way to the guest: made when a request is sent, delivered when the driver has room. Few wait, the
 //! rest is dropped: a client asks again.
 
-use super::super::queue::part;
+use super::super::queue::{self, part};
 use super::dhcp::{DhcpServer, REPLY_MAX, REQUEST_MAX};
-use super::header::Header;
 use crate::memory::{GuestMemory, Segment};
 use worker_api::NetSpec;
 
@@ -33,7 +32,6 @@ impl Answers {
     /// from `skip` on. False where nothing waits for the guest afterwards that did not before.
     pub fn answer<'a>(
         &mut self,
-        header: &Header,
         start: &[u8],
         mem: &GuestMemory,
         segments: impl IntoIterator<Item = &'a Segment>,
@@ -47,11 +45,7 @@ impl Answers {
         }
         let (seen, rest) = frame.split_at_mut(start.len());
         seen.copy_from_slice(start);
-        if !super::super::queue::read(mem, part(segments, skip, u64::MAX), rest) {
-            return false;
-        }
-        // A socket's request comes without its checksum where the driver offers to leave it to the device.
-        if header.partial().is_some_and(|partial| !partial.complete_copy(frame)) {
+        if !queue::read(mem, part(segments, skip, u64::MAX), rest) {
             return false;
         }
         let (reply, used) = &mut self.replies[(self.first + self.waiting) % WAITING_MAX];

@@ -37,7 +37,7 @@ pub mod tap;
 mod transmit;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 /// Descriptors of each queue: what drivers expect. Under load one turn of the reactor leaves the driver three more.
 const QUEUE_SIZE: u16 = 256;
@@ -133,7 +133,7 @@ impl Net {
     fn role(&self, queue: usize) -> Role {
         let pairs = if self.agreed.has(v::VIRTIO_NET_F_MQ) { self.taps.len() } else { 1 };
         match queue {
-            _ if queue < 2 * pairs && queue % 2 == 0 => Role::Receive,
+            _ if queue < 2 * pairs && queue.is_multiple_of(2) => Role::Receive,
             _ if queue < 2 * pairs => Role::Transmit(queue / 2),
             _ if queue == 2 * pairs && self.agreed.has(v::VIRTIO_NET_F_CTRL_VQ) => Role::Control,
             _ => Role::Unused,

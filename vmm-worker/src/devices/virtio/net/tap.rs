@@ -50,7 +50,7 @@ impl Tap {
 
     /// A socket of packets, which to `readv(2)` and `writev(2)` is a TAP.
     #[cfg(test)]
-    pub(super) fn double(fd: OwnedFd) -> Self {
+    pub(in super::super) fn double(fd: OwnedFd) -> Self {
         Self(Arc::new(fd))
     }
 

@@ -61,10 +61,12 @@ impl Sender<'_> {
         if !queue::read(mem, segments, head) {
             return Err(QueueError::Chain("a packet outside of RAM"));
         }
-        let Some(header) = self.judge(head, length) else { return Ok(Sent::Away) };
+        if !self.judge(head, length) {
+            return Ok(Sent::Away);
+        }
         if DhcpServer::is_for_server(&head[HEADER..]) {
             let skip = head.len() as u64;
-            if answers.answer(&header, &head[HEADER..], mem, segments, skip, length) {
+            if answers.answer(&head[HEADER..], mem, segments, skip, length) {
                 self.counters.dhcp_answers.one();
                 return Ok(Sent::Answered);
             }
@@ -85,20 +87,20 @@ impl Sender<'_> {
         Ok(Sent::Away)
     }
 
-    /// Checks header and length, and leaves in `head` the header that the TAP is to get. `None` where the packet is dropped.
-    fn judge(&self, head: &mut [u8], length: u64) -> Option<Header> {
-        let place = head.first_chunk_mut::<HEADER>()?;
+    /// Checks header and length, and leaves in `head` the header that the TAP is to get. False where the packet is dropped.
+    fn judge(&self, head: &mut [u8], length: u64) -> bool {
+        let Some(place) = head.first_chunk_mut::<HEADER>() else { return false };
         let mut header = Header(*place);
         if !header.outgoing(self.agreed) {
             self.counters.dropped_header.one();
-            return None;
+            return false;
         }
         let packet = if header.is_segment() { SEGMENT_MAX } else { self.mtu.into() };
         if length > packet + FRAME_OVERHEAD {
             self.counters.dropped_length.one();
-            return None;
+            return false;
         }
         *place = header.0;
-        Some(header)
+        true
     }
 }

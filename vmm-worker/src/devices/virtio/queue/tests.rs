@@ -174,3 +174,60 @@ fn a_part_of_segments_is_cut_at_any_byte() {
         }
     }
 }
+
+#[test]
+fn chains_are_given_back_together_or_not_at_all() {
+    let mut bench = Bench::new();
+    bench.queue.push_all(&bench.driver.mem, [(3, 30), (7, 70), (1, 10)].into_iter()).unwrap();
+    assert_eq!(bench.driver.used(), 3);
+    let seen: Vec<_> = (0..3).map(|_| bench.driver.take().unwrap()).collect();
+    assert_eq!(seen, [(3, 30), (7, 70), (1, 10)]);
+    // The last head is none of the queue's: what was written before it stays unseen.
+    assert!(bench.queue.push_all(&bench.driver.mem, [(2, 1), (SIZE, 1)].into_iter()).is_err());
+    assert_eq!(bench.driver.used(), 3);
+    bench.queue.push_all(&bench.driver.mem, (0..SIZE).map(|head| (head, 1))).unwrap();
+    assert_eq!(bench.driver.used(), 3 + SIZE, "around the end of the ring");
+    assert_eq!((0..SIZE).map(|_| bench.driver.take().unwrap().0).collect::<Vec<_>>(), (0..SIZE).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_chain_that_was_not_needed_is_the_next_one_again() {
+    let mut bench = Bench::new();
+    for address in [0x8000, 0x9000] {
+        let head = bench.driver.chain(&[Buffer::writable(address, 16)]);
+        bench.driver.offer(head);
+    }
+    assert_eq!(bench.queue.available(&bench.driver.mem).unwrap(), 2);
+    for _ in 0..3 {
+        assert!(bench.queue.pop(&bench.driver.mem, &mut bench.chain).unwrap());
+        assert_eq!(bench.chain.writable(), [segment(0x8000, 16)]);
+        assert_eq!(bench.queue.available(&bench.driver.mem).unwrap(), 1);
+        bench.queue.unpop();
+    }
+    for address in [0x8000, 0x9000] {
+        assert!(bench.queue.pop(&bench.driver.mem, &mut bench.chain).unwrap());
+        assert_eq!(bench.chain.writable(), [segment(address, 16)]);
+    }
+    assert_eq!(bench.queue.available(&bench.driver.mem).unwrap(), 0);
+}
+
+/// All positions of the wished-for index relative to what was given back, around the end of 16 bits as well (2.7.7.2).
+#[test]
+fn an_interrupt_is_wanted_when_the_wished_for_index_is_passed() {
+    for start in [0u16, 40, u16::MAX - 2] {
+        for count in 0..5u16 {
+            for wish in -3i32..8 {
+                let mut bench = Bench::new();
+                bench.queue.activate(true);
+                bench.queue.queue.set_next_used(start);
+                bench.queue.asked_at = start;
+                let event = start.wrapping_add(wish as u16);
+                bench.driver.ask_for_interrupt_after(event);
+                bench.queue.push_all(&bench.driver.mem, (0..count).map(|head| (head, 0))).unwrap();
+                let passed = wish >= 0 && wish < i32::from(count);
+                assert_eq!(bench.queue.wants_interrupt(&bench.driver.mem).unwrap(), passed, "{start} {count} {wish}");
+                assert!(!bench.queue.wants_interrupt(&bench.driver.mem).unwrap(), "once");
+            }
+        }
+    }
+}
