@@ -137,7 +137,7 @@ fn rules(loaded: bool, file: &Path) -> Check {
     }
     Check::failure(
         NAME,
-        "the tables \"bridge vmsup\" and \"inet vmsup\" are not loaded",
+        "the tables \"bridge vmsup\" and \"inet vmsup\" are not both loaded, with all of their sets",
         "they keep guests from posing as others, so netd gives no interface without them",
         format!("sudo nft -f {}", vmsup::vmjson::check::escaped_path(file)),
     )
