@@ -252,7 +252,7 @@ impl Socket {
 }
 
 /// The messages of a packet, up to the first one that is not well-formed.
-fn parse(mut packet: &[u8]) -> Vec<Received> {
+pub(crate) fn parse(mut packet: &[u8]) -> Vec<Received> {
     let mut messages = Vec::new();
     while let Some(length) = read_u32(packet, 0) {
         let Some(message) = packet.get(..length as usize) else { break };
@@ -300,5 +300,98 @@ fn read_u16(bytes: &[u8], at: usize) -> Option<u16> {
 impl fmt::Debug for Socket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "netlink socket {}", self.port)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::tests::Random;
+
+    fn sample() -> Vec<u8> {
+        let message = Message::new(libc::RTM_NEWLINK, libc::NLM_F_ACK, &[1, 2, 3])
+            .attr(3, b"vt1\0")
+            .nest(18, |info| info.attr(1, b"tun").nest(2, |data| data.attr(6, &[1])))
+            .attr(4, &[1, 2, 3, 4, 5, 6]);
+        let mut bytes = message.0;
+        let length = bytes.len() as u32;
+        bytes[..4].copy_from_slice(&length.to_ne_bytes());
+        bytes
+    }
+
+    #[test]
+    fn what_is_built_is_what_is_read() {
+        let messages = parse(&[sample(), sample()].concat());
+        assert_eq!(messages.len(), 2);
+        let attrs = messages[1].attrs(4);
+        assert_eq!((messages[1].kind, messages[1].family(3)), (libc::RTM_NEWLINK, &[1, 2, 3][..]));
+        assert_eq!(attrs.get(3).map(text), Some("vt1"));
+        assert_eq!(attrs.within(18).get(1).map(text), Some("tun"));
+        assert_eq!(attrs.within(18).within(2).get(6), Some(&[1][..]));
+        assert_eq!((attrs.get(4), attrs.get(5)), (Some(&[1, 2, 3, 4, 5, 6][..]), None));
+    }
+
+    #[test]
+    fn lengths_are_not_believed() {
+        let whole = sample();
+        for end in 0..whole.len() {
+            assert!(parse(&whole[..end]).is_empty(), "a message cut off after {end} bytes");
+        }
+        for (at, length) in [(0, 15), (0, 3), (0, 0), (0, 0xffff_ffff)] {
+            let mut bytes = whole.clone();
+            bytes[at..at + 4].copy_from_slice(&u32::to_ne_bytes(length));
+            assert!(parse(&bytes).is_empty(), "length {length}");
+        }
+        // The first attribute's length: too short for its own header, and past the end.
+        for length in [0u16, 3, 200, 0xffff] {
+            let mut bytes = whole.clone();
+            bytes[20..22].copy_from_slice(&length.to_ne_bytes());
+            assert_eq!(parse(&bytes)[0].attrs(4).count(), 0, "length {length}");
+        }
+    }
+
+    #[test]
+    fn random_bytes_never_panic() {
+        let mut random = Random::new(1);
+        for round in 0..20_000 {
+            let mut bytes = if round % 2 == 0 { sample() } else { random.bytes(120) };
+            for _ in 0..random.below(8) {
+                let at = random.below(bytes.len().max(1));
+                if let Some(byte) = bytes.get_mut(at) {
+                    *byte = random.below(256) as u8;
+                }
+            }
+            for message in parse(&bytes) {
+                let _ = failure_of(&message);
+                for (_, value) in message.attrs(random.below(40)) {
+                    let _ = (text(value), Attrs::of(value).count(), read_u32(value, random.below(9)));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_error_is_told_with_the_kernels_words() {
+        let mut socket = Socket::open(None, 0).unwrap();
+        // A link of a kind that there is none of.
+        let message = Message::new(libc::RTM_NEWLINK, libc::NLM_F_ACK | libc::NLM_F_CREATE, &[0; 16])
+            .nest(libc::IFLA_LINKINFO, |info| info.attr(libc::IFLA_INFO_KIND, b"no-such-kind"));
+        let error = socket.request(std::slice::from_ref(&message)).unwrap_err();
+        if rustix::process::geteuid().is_root() {
+            assert_eq!(error.source.raw_os_error(), Some(libc::EOPNOTSUPP));
+            assert!(error.to_string().contains("Unknown device type"), "{error}");
+        } else {
+            assert_eq!(error.source.raw_os_error(), Some(libc::EPERM));
+        }
+        // The socket is of use afterwards.
+        let loopback = Message::new(libc::RTM_GETLINK, libc::NLM_F_ACK, &[0; 16]).attr(libc::IFLA_IFNAME, b"lo\0");
+        assert_eq!(socket.request(&[loopback]).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_request_without_an_answer_is_an_error_not_a_wait() {
+        let mut socket = Socket::open(None, 0).unwrap();
+        let unanswered = Message::new(libc::NLMSG_NOOP as u16, 0, &[]);
+        assert_eq!(socket.request(&[unanswered]).unwrap_err().source.kind(), io::ErrorKind::TimedOut);
     }
 }

@@ -121,3 +121,102 @@ pub fn signal_fd(signals: &[i32]) -> io::Result<OwnedFd> {
 fn check(result: libc::c_int) -> io::Result<()> {
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+/// What tests do beyond netd's own calls: namespaces of their own, and what a hostile holder of a TAP may try.
+#[cfg(test)]
+pub mod testing {
+    use super::*;
+
+    /// Gives the calling thread a network namespace of its own.
+    pub fn unshare_network() -> io::Result<()> {
+        // SAFETY: a network namespace is no resource that the thread's memory safety rests on.
+        check(unsafe { libc::unshare(libc::CLONE_NEWNET) })
+    }
+
+    /// Sends the calling thread a signal.
+    pub fn raise(signal: i32) -> io::Result<()> {
+        // SAFETY: a signal whose disposition nobody changed runs no code of ours.
+        check(unsafe { libc::raise(signal) })
+    }
+
+    /// `TUNSETPERSIST`.
+    pub fn tun_persist(tun: impl AsFd) -> io::Result<()> {
+        // SAFETY: the argument is taken by value.
+        check(unsafe { libc::ioctl(tun.as_fd().as_raw_fd(), libc::TUNSETPERSIST, 1 as libc::c_ulong) })
+    }
+
+    /// `SIOCSIFHWADDR` on the TAP's own fd.
+    pub fn tun_set_mac(tun: impl AsFd, mac: [u8; 6]) -> io::Result<()> {
+        let mut request = [0u8; size_of::<libc::ifreq>()];
+        request[16..18].copy_from_slice(&libc::ARPHRD_ETHER.to_ne_bytes());
+        request[18..24].copy_from_slice(&mac);
+        // SAFETY: the call reads one struct ifreq, and the array has its size.
+        check(unsafe { libc::ioctl(tun.as_fd().as_raw_fd(), libc::SIOCSIFHWADDR, request.as_mut_ptr()) })
+    }
+
+    /// `TUNGETIFF`: name and flags.
+    pub fn tun_flags(tun: impl AsFd) -> io::Result<([u8; 16], u16)> {
+        let mut request = [0u8; size_of::<libc::ifreq>()];
+        // SAFETY: the call writes one struct ifreq, and the array has its size.
+        check(unsafe { libc::ioctl(tun.as_fd().as_raw_fd(), libc::TUNGETIFF, request.as_mut_ptr()) })?;
+        let name = *request.first_chunk().unwrap();
+        Ok((name, u16::from_ne_bytes([request[16], request[17]])))
+    }
+
+    /// `TUNGETVNETHDRSZ`.
+    pub fn tun_header_size(tun: impl AsFd) -> io::Result<i32> {
+        let mut bytes: i32 = 0;
+        // SAFETY: the call writes one int.
+        check(unsafe { libc::ioctl(tun.as_fd().as_raw_fd(), libc::TUNGETVNETHDRSZ, &raw mut bytes) })?;
+        Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::process::Gid;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn all_groups_of_a_peer_are_told_however_many() {
+        if !rustix::process::geteuid().is_root() {
+            return println!("SKIPPED all_groups_of_a_peer_are_told_however_many: not root");
+        }
+        // On a thread of its own: groups are the thread's.
+        std::thread::spawn(|| {
+            for count in [0u32, 1, 63, 64, 65, 1000] {
+                let groups: Vec<Gid> = (0..count).map(|n| Gid::from_raw(5000 + n)).collect();
+                rustix::thread::set_thread_groups(&groups).unwrap();
+                let (_ours, theirs) = UnixStream::pair().unwrap();
+                assert_eq!(peer_groups(&theirs).unwrap(), (5000..5000 + count).collect::<Vec<_>>(), "{count}");
+            }
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn the_groups_of_what_is_no_unix_socket_are_an_error() {
+        let tcp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert!(peer_groups(&tcp).is_err());
+        assert!(peer_groups(std::fs::File::open("/dev/null").unwrap()).is_err());
+    }
+
+    #[test]
+    fn a_blocked_signal_makes_its_fd_readable_and_an_unknown_one_is_refused() {
+        use rustix::event::{PollFd, PollFlags, poll};
+        std::thread::spawn(|| {
+            let fd = signal_fd(&[libc::SIGUSR1]).unwrap();
+            let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+            let ready = || poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&at_once)).unwrap();
+            assert_eq!(ready(), 0);
+            // Unblocked, it would end the process.
+            testing::raise(libc::SIGUSR1).unwrap();
+            assert_eq!(ready(), 1);
+        })
+        .join()
+        .unwrap();
+        assert!(signal_fd(&[10_000]).is_err());
+    }
+}

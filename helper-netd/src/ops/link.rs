@@ -9,13 +9,10 @@ use std::io;
 
 /// What of linux/if_link.h, linux/ip.h and linux/netconf.h libc does not have, with the values that it is set to.
 mod uapi {
-    pub const BRIDGE_OPTIONS: [(u16, &[u8]); 4] = [
-        // No spanning tree, no VLANs, no frames forwarded that belong to the link alone, no multicast snooping.
-        (5, &0u32.to_ne_bytes()),
-        (7, &[0]),
-        (9, &0u16.to_ne_bytes()),
-        (23, &[0]),
-    ];
+    /// No spanning tree; no multicast snooping; frames to 01:80:c2:00:00:03 to 0f go the way of all frames
+    /// (group_fwd_mask), because the host's own way for them, to LLDP's for one, passes no rule. (VLANs are off unless
+    /// somebody turns them on, and not every kernel has the option.)
+    pub const BRIDGE_OPTIONS: [(u16, &[u8]); 3] = [(5, &[0; 4]), (23, &[0]), (9, &0xfff8u16.to_ne_bytes())];
     /// Isolated is set apart. Learns nothing, is not sent what is for nobody, and takes only what has a forwarding entry.
     pub const PORT_OPTIONS: [(u16, u8); 6] = [(4, 0), (8, 0), (9, 0), (27, 0), (30, 1), (39, 1)];
     pub const PORT_ISOLATED: u16 = 33;
@@ -87,21 +84,23 @@ impl Links {
             self.requests.request(&[new]).map_err(failed(what))?;
             found = self.find(bridge.name).map_err(failed(what))?;
         }
-        let Some((index, _, true)) = found else {
+        let Some((index, mac, true)) = found else {
             let source = io::Error::from_raw_os_error(libc::EEXIST);
             return Err(OpsError::Differs {
                 what: format!("{}: an interface of that name is no bridge", what()),
                 source,
             });
         };
-        self.configure_bridge(index, bridge).map_err(failed(what))?;
+        self.configure_bridge(index, mac, bridge).map_err(failed(what))?;
         Ok(index)
     }
 
-    fn configure_bridge(&mut self, index: u32, bridge: &Bridge) -> Result<(), Error> {
+    fn configure_bridge(&mut self, index: u32, mac: Mac, bridge: &Bridge) -> Result<(), Error> {
         let inet = uapi::INET_OPTIONS.into_iter().chain([(uapi::INET_ROUTE_LOCALNET, u32::from(bridge.localhost))]);
-        let set = link_message(libc::RTM_NEWLINK, NLM_F_ACK, index, 0, 0)
-            .attr(libc::IFLA_ADDRESS, &bridge.mac)
+        // Setting the MAC makes the host forget its neighbours, even where it is the same.
+        let set = link_message(libc::RTM_NEWLINK, NLM_F_ACK, index, 0, 0);
+        let set = if mac == bridge.mac { set } else { set.attr(libc::IFLA_ADDRESS, &bridge.mac) };
+        let set = set
             .attr(libc::IFLA_MTU, &u32::from(bridge.mtu).to_ne_bytes())
             .nest(libc::IFLA_LINKINFO, |info| {
                 info.attr(libc::IFLA_INFO_KIND, b"bridge").nest(libc::IFLA_INFO_DATA, |data| {
@@ -249,7 +248,7 @@ fn link_of(message: &Received) -> Option<Link> {
     })
 }
 
-fn event_of(message: &Received) -> Option<LinkEvent> {
+pub(super) fn event_of(message: &Received) -> Option<LinkEvent> {
     let link = link_of(message)?;
     Some(match message.kind {
         libc::RTM_DELLINK => LinkEvent::Gone { name: link.name, index: link.index },

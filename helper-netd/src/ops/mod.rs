@@ -7,7 +7,7 @@ mod kernel;
 mod link;
 mod nft;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use kernel::Kernel;
 

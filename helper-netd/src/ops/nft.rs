@@ -93,21 +93,24 @@ impl Rules {
     }
 
     pub(super) fn change(&mut self, add: &[Element], remove: &[Element]) -> Result<(), OpsError> {
+        let removed = remove.iter().map(|element| (libc::NFT_MSG_DELSETELEM, 0, element));
+        let added = add.iter().map(|element| (libc::NFT_MSG_NEWSETELEM, NLM_F_CREATE, element));
+        let changes: Vec<_> = removed.chain(added).collect();
+        let Some((_, _, first)) = changes.first() else { return Ok(()) };
         let batch = |kind: i32| Message::new(kind as u16, 0, &[0, 0, 0, libc::NFNL_SUBSYS_NFTABLES as u8]);
         let mut messages = vec![batch(libc::NFNL_MSG_BATCH_BEGIN)];
-        messages.extend(remove.iter().map(|element| element_message(libc::NFT_MSG_DELSETELEM, NLM_F_ACK, element)));
-        messages.extend(
-            add.iter().map(|element| element_message(libc::NFT_MSG_NEWSETELEM, NLM_F_ACK | NLM_F_CREATE, element)),
-        );
-        if messages.len() == 1 {
-            return Ok(());
+        for (n, (kind, flags, element)) in (1..).zip(&changes) {
+            // Errors come unasked; an ack for each would be more than the socket has room for.
+            let flags = if n == changes.len() { flags | NLM_F_ACK } else { *flags };
+            messages.push(element_message(*kind, flags, element));
         }
         messages.push(batch(libc::NFNL_MSG_BATCH_END));
         let Err(error) = self.requests.request(&messages) else { return Ok(()) };
         if error.source.raw_os_error() == Some(libc::ENOENT) && !self.loaded()? {
             return Err(OpsError::NoRules);
         }
-        Err(failed(|| format!("adding {add:?}, removing {remove:?}"))(error))
+        let (add, remove) = (add.len(), remove.len());
+        Err(failed(|| format!("adding {add} and removing {remove} elements, {first:?} and so on"))(error))
     }
 
     pub(super) fn loaded(&mut self) -> Result<bool, OpsError> {
@@ -197,7 +200,7 @@ fn encode(element: &Element) -> (usize, Vec<u8>, Vec<u8>) {
     }
 }
 
-fn decode(set: usize, element: Attrs<'_>) -> Option<Element> {
+pub(super) fn decode(set: usize, element: Attrs<'_>) -> Option<Element> {
     let key = element.within(uapi::ELEMENT_KEY).get(uapi::DATA_VALUE)?;
     let data = element.within(uapi::ELEMENT_DATA).get(uapi::DATA_VALUE).unwrap_or_default();
     if (key.len(), data.len()) != (SETS[set].key as usize, SETS[set].data as usize) {
@@ -220,7 +223,7 @@ fn decode(set: usize, element: Attrs<'_>) -> Option<Element> {
 }
 
 /// `ip filter FORWARD`, where it is a chain at the forward hook that drops what it does not know.
-fn dropping_chain(chain: &Received) -> Option<String> {
+pub(super) fn dropping_chain(chain: &Received) -> Option<String> {
     let attrs = chain.attrs(NFGEN);
     let family = match i32::from(*chain.family(NFGEN).first()?) {
         NFPROTO_INET => "inet",
@@ -237,7 +240,7 @@ fn dropping_chain(chain: &Received) -> Option<String> {
 }
 
 /// An event about the tables, sets, elements, chains and rules of a table with our name.
-fn is_ours(event: &Received) -> bool {
+pub(super) fn is_ours(event: &Received) -> bool {
     // NFT_MSG_NEWGEN closes each transaction and has another first attribute.
     let object = i32::from(event.kind & 0xff) < libc::NFT_MSG_NEWGEN;
     object && event.attrs(NFGEN).get(uapi::TABLE).map(text) == Some(TABLE)
