@@ -1,6 +1,6 @@
 //! The port and MMIO buses: from an address that the guest chose to the device behind it.
 //!
-//! Runs on the vCPU threads, one access at a time for each device. The map is fixed before the first vCPU runs, so a
+//! Runs on the vCPU threads; most devices take one access at a time. The map is fixed before the first vCPU runs, so a
 //! look-up takes no lock, and nothing here allocates. What no device claims reads as all ones and swallows writes, as
 //! on a PC.
 
@@ -13,6 +13,25 @@ pub trait BusDevice: Send {
     fn read(&mut self, offset: u64, data: &mut [u8]);
     /// Takes `data`.
     fn write(&mut self, offset: u64, data: &[u8]);
+}
+
+/// What is on the bus. Several vCPUs may come at once.
+pub trait Registers: Send + Sync {
+    /// As [`BusDevice::read`].
+    fn read(&self, offset: u64, data: &mut [u8]);
+    /// As [`BusDevice::write`].
+    fn write(&self, offset: u64, data: &[u8]);
+}
+
+/// A device that takes one access at a time.
+impl<D: BusDevice> Registers for Mutex<D> {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        lock(self).read(offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        lock(self).write(offset, data);
+    }
 }
 
 /// A range that cannot be on the bus.
@@ -41,7 +60,7 @@ pub enum BusError {
 struct Range {
     base: u64,
     size: u64,
-    device: Arc<Mutex<dyn BusDevice>>,
+    device: Arc<dyn Registers>,
 }
 
 /// Devices by address.
@@ -61,7 +80,7 @@ impl Bus {
     ///
     /// # Errors
     /// The range is impossible, or taken.
-    pub fn insert(&mut self, base: u64, size: u64, device: Arc<Mutex<dyn BusDevice>>) -> Result<(), BusError> {
+    pub fn insert(&mut self, base: u64, size: u64, device: Arc<dyn Registers>) -> Result<(), BusError> {
         let last = size.checked_sub(1).and_then(|n| base.checked_add(n)).ok_or(BusError::Bounds { base, size })?;
         let place = self.ranges.partition_point(|r| r.base < base);
         // No range wraps, so `r.base + (r.size - 1)` is its last address.
@@ -77,7 +96,7 @@ impl Bus {
     /// A guest's read. Where no device has all of the access, ones.
     pub fn read(&self, address: u64, data: &mut [u8]) {
         match self.find(address, data.len()) {
-            Some((offset, device)) => lock(device).read(offset, data),
+            Some((offset, device)) => device.read(offset, data),
             None => data.fill(0xff),
         }
     }
@@ -85,11 +104,11 @@ impl Bus {
     /// A guest's write. Where no device has all of the access, nothing happens.
     pub fn write(&self, address: u64, data: &[u8]) {
         if let Some((offset, device)) = self.find(address, data.len()) {
-            lock(device).write(offset, data);
+            device.write(offset, data);
         }
     }
 
-    fn find(&self, address: u64, length: usize) -> Option<(u64, &Mutex<dyn BusDevice>)> {
+    fn find(&self, address: u64, length: usize) -> Option<(u64, &dyn Registers)> {
         let range = &self.ranges[self.ranges.partition_point(|r| r.base <= address).checked_sub(1)?];
         let offset = address - range.base;
         let room = range.size.checked_sub(offset)?;

@@ -16,6 +16,7 @@ use virtio::block::{Block, disk::Disk};
 use virtio::net::{Net, counters::Counters, tap::Tap};
 use virtio::rng::Rng;
 use virtio::transport::{NOTIFY, Transport};
+use virtio::window::Window;
 use virtio::worker::QueueWorker;
 use vmm_sys_util::eventfd::EventFd;
 use worker_api::{DiskSpec, Engine, NetSpec, Part, StartFailure, StartSpec};
@@ -184,7 +185,7 @@ fn add_virtio(devices: &mut Devices, device: Box<dyn VirtioDevice>, mem: &GuestM
         fd: fd.clone(),
     }));
     let transport = Arc::new(Mutex::new(transport));
-    devices.mmio.insert(slot.base, slot.size, transport.clone())?;
+    devices.mmio.insert(slot.base, slot.size, Arc::new(Window::new(transport.clone())))?;
     devices.reactor.add(Box::new(QueueWorker::new(transport)))?;
     devices.irqs.push((slot.gsi, line));
     devices.virtio.push(slot);

@@ -3,8 +3,9 @@
 
 use super::VirtioDevice;
 use super::transport::Transport;
+use super::window::Window;
 use super::worker::QueueWorker;
-use crate::bus::{BusDevice, lock};
+use crate::bus::{Registers, lock};
 use crate::interrupt::Interrupt;
 use crate::memory::GuestMemory;
 use crate::reactor::Subscriber;
@@ -55,6 +56,7 @@ pub(crate) struct Driver {
     pub(crate) transport: Arc<Mutex<Transport>>,
     pub(crate) mem: GuestMemory,
     pub(crate) line: Interrupt,
+    window: Window,
     worker: QueueWorker,
     reactor: MockReactor,
     /// What it accepts of what is offered.
@@ -86,7 +88,8 @@ impl Driver {
         let mut reactor = MockReactor::new();
         worker.register(&mut reactor).unwrap();
         let progress = vec![Progress::default(); lock(&transport).kicks().len()];
-        Self { transport, mem, line, worker, reactor, wanted: u64::MAX, queue: 0, progress }
+        let window = Window::new(transport.clone());
+        Self { transport, mem, line, window, worker, reactor, wanted: u64::MAX, queue: 0, progress }
     }
 
     /// From here on it is about this queue.
@@ -129,12 +132,12 @@ impl Driver {
 
     pub(crate) fn get(&self, register: u32) -> u32 {
         let mut word = [0; 4];
-        lock(&self.transport).read(register.into(), &mut word);
+        self.window.read(register.into(), &mut word);
         u32::from_le_bytes(word)
     }
 
     pub(crate) fn set(&self, register: u32, value: u32) {
-        lock(&self.transport).write(register.into(), &value.to_le_bytes());
+        self.window.write(register.into(), &value.to_le_bytes());
     }
 
     pub(crate) fn status(&self) -> u32 {

@@ -1,4 +1,4 @@
-//! Virtio devices: one transport ([`transport`]), one queue loop ([`worker`]), and thin devices behind one trait.
+//! Virtio devices: one transport ([`transport`], [`window`]), one queue loop ([`worker`]), and thin devices behind one trait.
 //!
 //! ```text
 //! vCPU thread   registers ──────────► Transport ──┐ reset, activate          (under the device's lock)
@@ -27,6 +27,7 @@ pub mod queue;
 pub mod rng;
 pub mod status;
 pub mod transport;
+pub mod window;
 pub mod worker;
 
 #[cfg(test)]

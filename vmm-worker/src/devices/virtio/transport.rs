@@ -11,6 +11,7 @@
 use super::VirtioDevice;
 use super::queue::{Chain, Virtqueue};
 use super::status::{Asked, Status};
+use super::window::Line;
 use crate::bus::BusDevice;
 use crate::interrupt::Interrupt;
 use crate::memory::GuestMemory;
@@ -32,30 +33,6 @@ const CONFIG: u64 = reg::VIRTIO_MMIO_CONFIG as u64;
 /// What the transport offers on behalf of every device.
 const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 
-/// The interrupt of a device, and the register that says what it was for.
-#[derive(Debug)]
-pub struct Line {
-    interrupt: Interrupt,
-    reasons: u32,
-}
-
-impl Line {
-    /// A used buffer.
-    pub fn used(&mut self) {
-        self.raise(reg::VIRTIO_MMIO_INT_VRING);
-    }
-
-    /// A change of configuration or status.
-    pub fn config(&mut self) {
-        self.raise(reg::VIRTIO_MMIO_INT_CONFIG);
-    }
-
-    fn raise(&mut self, reason: u32) {
-        self.reasons |= reason;
-        self.interrupt.raise();
-    }
-}
-
 /// The selectors, and the features that the driver wants.
 #[derive(Debug, Default)]
 struct Selected {
@@ -72,7 +49,7 @@ pub struct Transport {
     /// For the reactor, one for each queue.
     pub(super) kicks: Vec<Arc<EventFd>>,
     pub(super) mem: GuestMemory,
-    pub(super) line: Line,
+    pub(super) line: Arc<Line>,
     pub(super) status: Status,
     /// Where chains are read to.
     pub(super) chain: Chain,
@@ -97,7 +74,7 @@ impl Transport {
             kicks: kicks.collect::<Result<_, _>>()?,
             device,
             mem,
-            line: Line { interrupt, reasons: 0 },
+            line: Arc::new(Line::new(interrupt)),
             status: Status::default(),
             chain: Chain::default(),
             selected: Selected::default(),
@@ -136,7 +113,7 @@ impl Transport {
             self.resetting = false;
             self.status = Status::default();
             self.selected = Selected::default();
-            self.line.reasons = 0;
+            self.line.reset();
             self.queues.iter_mut().for_each(Virtqueue::reset);
         }
     }
@@ -163,12 +140,11 @@ impl Transport {
             reg::VIRTIO_MMIO_DEVICE_FEATURES => half(self.offered(), self.selected.device_features),
             reg::VIRTIO_MMIO_QUEUE_NUM_MAX => self.queue().map_or(0, |q| q.max_size().into()),
             reg::VIRTIO_MMIO_QUEUE_READY => self.queue().map_or(0, |q| q.ready().into()),
-            reg::VIRTIO_MMIO_INTERRUPT_STATUS => self.line.reasons,
             reg::VIRTIO_MMIO_STATUS => self.status.bits().into(),
             // No shared memory region: length and base of all ones (4.2.2).
             reg::VIRTIO_MMIO_SHM_LEN_LOW..=reg::VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
             reg::VIRTIO_MMIO_CONFIG_GENERATION => self.generation,
-            // The rest is for writing.
+            // The rest is for writing, or answered without the device's lock (`window.rs`).
             _ => 0,
         }
     }
@@ -181,7 +157,6 @@ impl Transport {
             reg::VIRTIO_MMIO_DRIVER_FEATURES => self.want(value),
             reg::VIRTIO_MMIO_QUEUE_SEL => self.selected.queue = value,
             reg::VIRTIO_MMIO_QUEUE_NOTIFY => self.kick(value as usize),
-            reg::VIRTIO_MMIO_INTERRUPT_ACK => self.line.reasons &= !value,
             _ if self.status.takes_queues() => self.write_queue(register, value),
             _ => {}
         }
