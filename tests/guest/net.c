@@ -155,7 +155,7 @@ static void page_closed(struct tcp *c, const char *why)
 
 void guest_main(void)
 {
-	network_up();
+	network_up(0);
 	passive.port = 80;
 	passive.receive = page_receive;
 	passive.closed = page_closed;

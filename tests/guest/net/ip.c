@@ -209,9 +209,9 @@ void network_step(int timed)
 	wait_for_event(timed);
 }
 
-void network_up(void)
+void network_up(uint32_t extra)
 {
-	link_up(option("nic", 0));
+	link_up(option("nic", 0), extra);
 	dhcp_tick();
 	while (!me.address)
 		network_step(1);

@@ -74,8 +74,8 @@ extern uint32_t arp_answers;
 
 /* Handles all frames that came, then time, then sleeps; `timed` as in wait_for_event. */
 void network_step(int timed);
-/* Asks DHCP until there is an address. */
-void network_up(void);
+/* Brings up the interface that the command line names, and asks DHCP until there is an address; `extra` as in link_up. */
+void network_up(uint32_t extra);
 
 /* dhcp.c; true where the datagram was DHCP's. */
 int dhcp_input(const struct datagram *in, int checked);

@@ -56,12 +56,12 @@ static void give(uint32_t n)
 	virtio_submit(&receiver, (uint16_t)n);
 }
 
-void link_up(unsigned nth)
+void link_up(unsigned nth, uint32_t extra)
 {
 	int wrong;
 	if (!virtio_find(&receiver, ID_NET, nth))
 		fail("no such network interface", nth);
-	if ((wrong = virtio_negotiate(&receiver, NET_F_MAC | NET_F_GUEST_CSUM)))
+	if ((wrong = virtio_negotiate(&receiver, NET_F_MAC | NET_F_GUEST_CSUM | extra)))
 		fail("the interface does not start", (uint32_t)wrong);
 	if (!(receiver.features & NET_F_MAC))
 		fail("the interface tells no MAC", receiver.features);

@@ -15,15 +15,16 @@ struct net_header {
 	uint16_t num_buffers;
 };
 enum { NET_NEEDS_CSUM = 1, NET_DATA_VALID = 2 };
-enum { NET_F_GUEST_CSUM = 1u << 1, NET_F_MAC = 1u << 5 };
+enum { NET_F_CSUM = 1u << 0, NET_F_GUEST_CSUM = 1u << 1, NET_F_MAC = 1u << 5, NET_F_HOST_TSO4 = 1u << 11 };
 
 /* Ethernet's usual frame, without its check sequence. */
 #define FRAME_MAX 1514u
 
 extern uint8_t link_mac[6];
 
-/* Brings up the n-th interface, also anew; ends the guest where there is none. */
-void link_up(unsigned nth);
+/* Brings up the n-th interface, also anew; ends the guest where there is none. `extra` are features beside those that are
+ * needed here, for one who builds virtio's headers for himself. */
+void link_up(unsigned nth, uint32_t extra);
 /* The next frame that came, or NULL; it stays until link_release. `checked`: the host vouches for its checksums. */
 const uint8_t *link_receive(uint32_t *length, int *checked);
 void link_release(void);

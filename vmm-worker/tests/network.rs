@@ -1,0 +1,173 @@
+//! Whole guests on a real TAP, with the host's own TCP and IP as their network, in a worker whose threads run under their
+//! shipped filters.
+
+mod common;
+mod tap;
+
+use common::{Ended, Peer, Vm, Worker, guest};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::process::{Command, Stdio};
+use tap::{in_own_network, ip, lease};
+use worker_api::{NetCounters, Reply, Request, exit};
+
+/// A VM on a TAP whose other side is the host's, 10.77.0.1.
+struct Networked {
+    worker: Worker,
+    vm: Vm,
+    peer: Peer,
+}
+
+impl Networked {
+    fn start(kernel: &str, options: &str) -> Self {
+        let mut vm = Vm::new(guest(kernel));
+        vm.spec.cmdline = options.into();
+        vm.spec.nets.push(lease());
+        vm.fds.push(OwnedFd::from(tap::tap(true)));
+        ip("link set lo up");
+        ip("addr add 10.77.0.1/24 dev t0");
+        ip("link set t0 up");
+        let worker = Worker::start();
+        let peer = worker.connect();
+        vm.start_on(&peer).unwrap();
+        // The worker has the only one that is left: the TAP lives as long as it does.
+        vm.fds.pop();
+        vm.wait_for("NET mac=02:76:6d:00:00:05 ip=10.77.0.5 gw=10.77.0.1 mtu=1500\n");
+        Self { worker, vm, peer }
+    }
+
+    fn ask(&self, request: &Request) -> Reply {
+        self.peer.send(request, &[]).unwrap();
+        self.peer.receive().expect("a reply").0
+    }
+
+    fn counters(&self) -> NetCounters {
+        match self.ask(&Request::NetStats) {
+            Reply::NetStats(counters) => counters[0],
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Presses the power button, and gives what the guest wrote.
+    fn end(self) -> String {
+        assert_eq!(self.ask(&Request::PowerButton), Reply::Done);
+        let ended = self.worker.end();
+        assert_eq!(ended, Ended::with_status(exit::SHUTDOWN), "{}", self.vm.console());
+        self.vm.console()
+    }
+}
+
+fn ping(options: &[&str]) -> bool {
+    let ping =
+        Command::new("ping").args(options).args(["-c", "1", "-W", "20", "10.77.0.5"]).stdout(Stdio::null()).status();
+    ping.expect("ping (Debian: iputils-ping)").success()
+}
+
+#[test]
+fn a_guest_takes_its_address_answers_pings_and_serves_a_page() {
+    in_own_network("a_guest_takes_its_address_answers_pings_and_serves_a_page", || {
+        let vm = Networked::start("net", "");
+        assert_eq!(vm.counters().dhcp_answers, 2, "nothing of DHCP leaves the worker");
+        assert!(ping(&[]));
+        assert!(ping(&["-s", "1472", "-M", "do"]), "a packet of 1,500 bytes");
+        for _ in 0..3 {
+            let mut guest = TcpStream::connect("10.77.0.5:80").unwrap();
+            guest.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+            let mut page = String::new();
+            guest.read_to_string(&mut page).unwrap();
+            assert!(page.starts_with("HTTP/1.0 200 ") && page.ends_with("\r\n\r\nHELLO FROM THE GUEST\n"), "{page}");
+        }
+        let refused = TcpStream::connect("10.77.0.5:81").unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+        let counters = vm.counters();
+        assert!(counters.received_bytes > 1500 && counters.sent_bytes > 1500, "{counters:?}");
+        let console = vm.end();
+        assert!(console.contains("power button") && !console.contains("FAIL"), "{console}");
+    });
+}
+
+#[test]
+fn a_guest_fetches_a_page_that_does_not_fit_one_segment() {
+    in_own_network("a_guest_fetches_a_page_that_does_not_fit_one_segment", || {
+        ip("link set lo up");
+        let listener = TcpListener::bind("0.0.0.0:8000").unwrap();
+        let vm = Networked::start("net", "fetch=10.77.0.1:8000/a/path?and=more");
+        let (mut connection, _) = listener.accept().unwrap();
+        let mut request = [0; 256];
+        let length = connection.read(&mut request).unwrap();
+        assert_eq!(&request[..length], b"GET /a/path?and=more HTTP/1.0\r\n\r\n");
+        connection.write_all(b"HTTP/1.0 203 Whatever\r\nServer: a\r\n\r\nthe first\x1b line\r\n").unwrap();
+        connection.write_all(&[b'x'; 100_000]).unwrap();
+        drop(connection);
+        vm.vm.wait_for("FETCHED 203 100017 bytes\nthe first. line\n");
+        let counters = vm.counters();
+        assert_eq!((counters.dropped_offload, counters.dropped_buffer), (0, 0), "{counters:?}");
+        assert!(!vm.end().contains("FAIL"));
+    });
+}
+
+#[test]
+fn a_fetch_that_is_refused_says_so_and_the_guest_goes_on() {
+    in_own_network("a_fetch_that_is_refused_says_so_and_the_guest_goes_on", || {
+        let vm = Networked::start("net", "fetch=10.77.0.1:8000/");
+        vm.vm.wait_for("FETCH FAILED connection refused\n");
+        assert!(ping(&[]));
+        vm.end();
+    });
+}
+
+/// What `frames.c` can send, in its order.
+const KINDS: [&str; 30] = [
+    "good",
+    "mac",
+    "ip",
+    "arp",
+    "arpip",
+    "arpmac",
+    "arpflood",
+    "vlan",
+    "qinq",
+    "ipv6",
+    "ethertype",
+    "dhcpserver",
+    "dhcpother",
+    "dhcpgarbage",
+    "multicast",
+    "metadata",
+    "peer",
+    "source0",
+    "fragments",
+    "tiny",
+    "header",
+    "short",
+    "zero",
+    "noheader",
+    "long",
+    "oversize",
+    "badgso",
+    "badcsum",
+    "badsegment",
+    "badlength",
+];
+
+/// The host's rules are not there, so that whatever the worker lets through arrives; but nothing that a guest sends stops its
+/// own device or the next frame, and what no network takes is dropped here and counted.
+#[test]
+fn after_each_bad_frame_of_a_hostile_guest_the_next_good_one_passes() {
+    in_own_network("after_each_bad_frame_of_a_hostile_guest_the_next_good_one_passes", || {
+        let vm = Networked::start("frames", "frames=all count=50");
+        vm.vm.wait_for("FRAMES DONE\n");
+        let console = vm.vm.console();
+        for kind in KINDS {
+            assert!(console.contains(&format!("SENT {kind}\n")), "{kind}: {console}");
+            assert!(console.contains(&format!("ANSWERED {kind}\n")), "{kind}: {console}");
+        }
+        assert!(!console.contains("FAIL") && !console.contains("RESET"), "{console}");
+        let counters = vm.counters();
+        assert!(counters.dropped_length >= 4, "short, zero, long, oversize: {counters:?}");
+        assert!(counters.dropped_header >= 3, "headers that the kernel or the worker refuses: {counters:?}");
+        assert_eq!((counters.dropped_dhcp, counters.dhcp_answers), (2, 2), "{counters:?}");
+        vm.end();
+    });
+}
