@@ -144,12 +144,12 @@ pub fn parse(text: &str, accounts: &Accounts) -> Result<Vec<Network>, (usize, St
         let line = error.line_col().map_or(1, |(line, _)| line + 1);
         (line, without_position(&error.to_string()))
     })?;
-    let at = |number: usize, (key, reason): Wrong| (line_of(text, number, key), reason);
+    let at = |number: usize, (key, reason): Wrong| (line_of(text, number, key), format!("{key}: {reason}"));
     let mut networks: Vec<Network> = Vec::new();
     for (number, given) in file.network.iter().enumerate() {
         let network = check(given, &file.network, accounts).map_err(|wrong| at(number, wrong))?;
         if number >= NETWORKS_MAX {
-            return Err(at(number, ("[[network]]", format!("more than {NETWORKS_MAX} networks"))));
+            return Err(at(number, ("network", format!("more than {NETWORKS_MAX} of them"))));
         }
         for other in &networks {
             conflict(&network, other).map_err(|wrong| at(number, wrong))?;
@@ -169,7 +169,8 @@ fn conflict(one: &Network, other: &Network) -> Result<(), Wrong> {
         return Err(("bridge", format!("{} is the bridge of network \"{name}\" already", one.bridge)));
     }
     if one.overlaps(other) {
-        return Err(("subnet", format!("the subnet overlaps that of network \"{name}\"")));
+        let subnet = |n: &Network| format!("{}/{}", n.address, n.prefix);
+        return Err(("subnet", format!("{} overlaps {} of network \"{name}\"", subnet(one), subnet(other))));
     }
     Ok(())
 }
@@ -178,24 +179,24 @@ fn check(given: &NetworkText, all: &[NetworkText], accounts: &Accounts) -> Resul
     let wrong = |key, reason: &str| Err((key, reason.to_owned()));
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
     if given.name.is_empty() || given.name.len() > NETWORK_NAME_MAX || !given.name.bytes().all(allowed) {
-        return wrong("name", "a name is 1 to 31 letters, digits, \"-\" and \"_\"");
+        return wrong("name", "1 to 31 letters, digits, \"-\" and \"_\"");
     }
     let bridge = bridge_name(&given.bridge)?;
     let (address, prefix) = subnet(&given.subnet)?;
     if given.dns.len() > DNS_MAX {
-        return wrong("dns", "at most 3 DNS servers");
+        return wrong("dns", "at most 3 servers");
     }
     let mtu = given.mtu.unwrap_or(1500);
     if !MTU.contains(&mtu) {
-        return wrong("mtu", "an MTU is 576 to 65521 bytes");
+        return wrong("mtu", "576 to 65521 bytes");
     }
     let leases = given.leases.unwrap_or(16);
     if leases == 0 || leases > LEASES_MAX {
-        return wrong("leases", "a uid may have 1 to 4096 leases");
+        return wrong("leases", "1 to 4096 for each uid");
     }
     let pool = given.pool.unwrap_or(2);
     if pool > POOL_MAX {
-        return wrong("pool", "a pool holds 0 to 16 TAPs");
+        return wrong("pool", "0 to 16 TAPs");
     }
     let reach = given.reach.iter().map(|name| match all.iter().find(|n| n.name == *name && n.name != given.name) {
         Some(to) => bridge_name(&to.bridge).map_err(|(_, reason)| ("reach", reason)),
@@ -269,14 +270,16 @@ fn who(users: &[NameOrId], groups: &[NameOrId], accounts: &Accounts) -> Result<W
 }
 
 fn ports(text: &PortText) -> Result<(u16, u16), Wrong> {
-    let range = match text {
-        PortText::One(port) => Some((*port, *port)),
+    let (range, shown) = match text {
+        PortText::One(port) => (Some((*port, *port)), port.to_string()),
         PortText::Range(range) => {
-            range.split_once('-').and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)))
+            let ends = range.split_once('-');
+            let numbers = ends.and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
+            (numbers, format!("{range:?}"))
         }
     };
     let fits = range.filter(|(first, last)| *first != 0 && first <= last);
-    fits.ok_or_else(|| ("ports", "a port is 1 to 65535, a range \"FIRST-LAST\"".to_owned()))
+    fits.ok_or_else(|| ("ports", format!("{shown}: a port is 1 to 65535, a range \"FIRST-LAST\"")))
 }
 
 /// The message of basic-toml without its own position, which would stand there twice.

@@ -81,7 +81,9 @@ fn limit_resources() -> Result<(), Error> {
             "nofile" => Resource::Nofile,
             other => return Err(failed("limits")(format!("process.json names {other}, which is not known here"))),
         };
-        let both = Rlimit { current: Some(*value), maximum: Some(*value) };
+        // Less, where whoever started us allows less.
+        let value = rustix::process::getrlimit(resource).maximum.map_or(*value, |most| most.min(*value));
+        let both = Rlimit { current: Some(value), maximum: Some(value) };
         rustix::process::setrlimit(resource, both).map_err(failed("limits"))?;
     }
     Ok(())

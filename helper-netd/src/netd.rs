@@ -41,6 +41,8 @@ pub struct Netd<O> {
     /// When what failed is tried again.
     pub(crate) retry: Option<Instant>,
     pause: Duration,
+    /// Networks whose pools are left alone until then.
+    pub(crate) resting: BTreeMap<String, Instant>,
     /// Uid and gid that our TAPs belong to.
     pub(crate) own: (u32, u32),
 }
@@ -62,6 +64,9 @@ impl<O: Ops> Netd<O> {
             Err(error) => return Err(config::Error::InUse(format!("what runs cannot be seen: {error}"))),
         };
         let mut book = replay.book;
+        // What a lost journal would have known.
+        let used = there.iter().filter_map(|(_, name)| name.port_number()).max();
+        book.last_port = book.last_port.max(used.unwrap_or(0));
         let ended: Vec<u32> =
             book.ports().filter(|p| !there.contains(&(p.index, p.name()))).map(|p| p.number).collect();
         for port in ended.into_iter().filter_map(|number| book.remove(number)) {
@@ -80,6 +85,7 @@ impl<O: Ops> Netd<O> {
             clean: false,
             retry: None,
             pause: FIRST_PAUSE,
+            resting: BTreeMap::new(),
             own,
         };
         netd.reconcile();
@@ -111,6 +117,7 @@ impl<O: Ops> Netd<O> {
             }
         }
         self.retry = None;
+        self.resting.clear();
         self.reconcile();
         self.write_journal();
         Ok(())
@@ -248,7 +255,7 @@ impl<O: Ops> Netd<O> {
             State::Ending(_, at) => Some(at),
             _ => None,
         });
-        ending.chain(self.retry).min()
+        ending.chain(self.retry).chain(self.resting.values().copied()).min()
     }
 
     /// Does what is due, and then one piece of work that waited for a quiet moment; says whether there is more.
@@ -260,11 +267,10 @@ impl<O: Ops> Netd<O> {
             self.reconcile();
             self.write_journal();
         }
-        let more = self.refill();
-        if self.retry.is_none() && !more {
+        if self.retry.is_none() {
             self.pause = FIRST_PAUSE;
         }
-        more
+        self.refill(now)
     }
 
     /// Appends a line to the journal about a change that the book has seen.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// What is wrong with a command line.
+/// What `--help` prints.
 pub const USAGE: &str = "usage: vmsup-netd [--config FILE] [--socket PATH] [--journal FILE] [--user NAME] [--check]
        vmsup-netd --version | --help";
 
@@ -58,7 +58,7 @@ impl Options {
                 "--check" => options.action = Action::Check,
                 "--version" => options.action = Action::Version,
                 "--help" | "-h" => options.action = Action::Help,
-                _ => return Err(format!("{name}: no such option\n{USAGE}")),
+                _ => return Err(format!("{name}: no such option (see --help)")),
             }
         }
         Ok(options)

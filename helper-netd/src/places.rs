@@ -1,7 +1,7 @@
 //! Directories that are opened once, with the rights of the start: afterwards only names inside of them are used, so that
 //! neither a dropped privilege nor a renamed parent changes what is meant.
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -48,6 +48,14 @@ impl Place {
     pub fn replace(&self, suffix: &str) -> io::Result<()> {
         let new = format!("{}{suffix}", self.name);
         Ok(rustix::fs::renameat(&self.directory, new, &self.directory, &self.name)?)
+    }
+
+    /// Removes the file that matters.
+    ///
+    /// # Errors
+    /// What `unlinkat(2)` says.
+    pub fn remove(&self) -> io::Result<()> {
+        Ok(rustix::fs::unlinkat(&self.directory, &self.name, AtFlags::empty())?)
     }
 
     /// Whose directory it is, and with which rights.

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 /// How long the holder of a released TAP has to close it.
 const GRACE: Duration = Duration::from_secs(1);
+/// How long a pool is left alone that could not be filled.
+const REST: Duration = Duration::from_secs(10);
 
 impl<O: Ops> Netd<O> {
     /// Makes a port: TAP, bridge's port, up. It is warm, and its element is not in the set yet.
@@ -51,8 +53,9 @@ impl<O: Ops> Netd<O> {
     }
 
     /// Makes one warm port where one is wanting; says whether there may be more to make.
-    pub(crate) fn refill(&mut self) -> bool {
-        if self.retry.is_some() || !self.is_clean() {
+    pub(crate) fn refill(&mut self, now: Instant) -> bool {
+        self.resting.retain(|_, until| *until > now);
+        if !self.is_clean() {
             return false;
         }
         let Some(network) = self.networks.iter().find(|n| self.wants_warm(n)).cloned() else { return false };
@@ -65,18 +68,19 @@ impl<O: Ops> Netd<O> {
             self.warm.extend(queues.into_iter().map(|queue| (number, queue)));
             Ok(())
         });
-        if made.is_err() && self.retry.is_none() {
-            self.trouble(&format_args!("network \"{}\": the pool is not filled", network.name));
+        if made.is_err() {
+            log!("network \"{}\": its pool is not filled; trying again later", network.name);
+            self.resting.insert(network.name.clone(), now + REST);
         }
-        made.is_ok()
+        true
     }
 
     /// Fewer warm ports than configured, and more free addresses than a full pool: in a network that is nearly full they
     /// are for requests.
     fn wants_warm(&self, network: &Network) -> bool {
         let warm = self.book.of_network(&network.name).filter(|p| p.state == State::Warm).count();
-        let bridged = self.bridges.contains_key(&network.name);
-        bridged && warm < usize::from(network.pool) && self.book.free(network) > usize::from(network.pool)
+        let ready = self.bridges.contains_key(&network.name) && !self.resting.contains_key(&network.name);
+        ready && warm < usize::from(network.pool) && self.book.free(network) > usize::from(network.pool)
     }
 
     /// Lets go of a warm port. Takes milliseconds: for a request that needs its address or MAC, and for a new configuration.

@@ -26,8 +26,10 @@ const REST: Duration = Duration::from_secs(1);
 /// The most connections of all peers, and of one uid.
 const PEERS: usize = 64;
 const PEERS_OF_UID: usize = 8;
-/// The most newcomers, and events, of one turn.
-const A_TURN: usize = 16;
+/// The most newcomers of one turn: so few that those who hung up since are gone before they count against their uid.
+const NEWCOMERS: usize = 4;
+/// The most events of one turn: all peers, and what else is watched.
+const EVENTS: usize = PEERS + 4;
 /// The most uids whose offences are counted one by one.
 const OFFENDERS: usize = 256;
 
@@ -123,7 +125,7 @@ impl<O: Ops> Server<O> {
         let timeout = at_most.into_iter().chain(due.map(|d| d + Duration::from_millis(1))).min();
         let timeout = timeout.map(|t| Timespec { tv_sec: t.as_secs() as i64, tv_nsec: t.subsec_nanos().into() });
         let mut events =
-            [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; A_TURN];
+            [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; EVENTS];
         let count = match epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()) {
             Ok(count) => count,
             Err(Errno::INTR) => 0,
@@ -138,13 +140,14 @@ impl<O: Ops> Server<O> {
         if tokens.contains(&RULES) {
             self.netd.rule_events();
         }
-        for token in tokens {
-            match token {
-                LISTENER => self.accept()?,
-                SIGNALS => wish = self.signal(),
-                LINKS | RULES => {}
-                peer => self.peer_event(peer),
-            }
+        if tokens.contains(&SIGNALS) {
+            wish = self.signal();
+        }
+        for peer in tokens.iter().filter(|token| **token >= FIRST_PEER) {
+            self.peer_event(*peer);
+        }
+        if tokens.contains(&LISTENER) {
+            self.accept()?;
         }
         self.expire()?;
         Ok(wish)
@@ -174,7 +177,7 @@ impl<O: Ops> Server<O> {
     }
 
     fn accept(&mut self) -> io::Result<()> {
-        for _ in 0..A_TURN {
+        for _ in 0..NEWCOMERS {
             match rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(socket) => self.newcomer(socket),
                 Err(Errno::AGAIN) => return Ok(()),

@@ -93,7 +93,8 @@ struct Opened {
 }
 
 fn open(options: &Options) -> Result<Opened, Error> {
-    let config = Place::open(&options.config).map_err(failed(options.config.display().to_string()))?;
+    let file = options.config.display().to_string();
+    let config = Place::open(&options.config).map_err(|source| config::Error::Read { file, source })?;
     let accounts = Place::open(Path::new("/etc/passwd")).map_err(failed("/etc"))?;
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let user = match (uid, options.action) {
@@ -133,9 +134,10 @@ fn serve(options: &Options) -> Result<(), Error> {
     let boot = boot.map_err(failed("the boot id"))?.0.trim().to_owned();
     let journal_place = Place::open(&options.journal).map_err(failed(place.shown()))?;
     let (journal, text) = Journal::open(place, boot.clone()).map_err(failed(options.journal.display().to_string()))?;
+    let socket = own_directory(&options.socket, opened.own, &[0, opened.own.0])?;
     let fds = Fds {
         epoll: epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed("epoll"))?,
-        listener: listen(&options.socket, opened.own)?,
+        listener: listen(&socket)?,
         signals: sys::signal_fd(&[libc::SIGHUP, libc::SIGTERM, libc::SIGINT]).map_err(failed("signals"))?,
     };
     let notify = manager();
@@ -155,7 +157,11 @@ fn serve(options: &Options) -> Result<(), Error> {
     }
     loop {
         match server.run().map_err(failed("the loop"))? {
-            Wish::Leave => return Ok(()),
+            Wish::Leave => {
+                // Where the directory is root's it stays, and the next netd replaces it.
+                let _ = socket.remove();
+                return Ok(());
+            }
             Wish::Reload => reload(&mut server.netd, &opened.config, &opened.accounts, opened.own.0),
         }
     }
@@ -215,22 +221,20 @@ fn alone(place: &Place, own: (u32, u32)) -> Result<OwnedFd, Error> {
 }
 
 /// Binds the socket that everybody may connect to. Whoever is alone with the journal may replace a stale one.
-fn listen(path: &Path, own: (u32, u32)) -> Result<OwnedFd, Error> {
-    let shown = path.display().to_string();
-    own_directory(path, own, &[0, own.0])?;
-    match rustix::fs::unlink(path) {
-        Ok(()) | Err(Errno::NOENT) => {}
-        Err(error) => return Err(failed(shown)(error)),
+fn listen(place: &Place) -> Result<OwnedFd, Error> {
+    match place.remove() {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(place.shown())(error)),
+        _ => {}
     }
     let bound = (|| {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         let before = rustix::process::umask(Mode::from_raw_mode(0o111));
-        let bound = SocketAddrUnix::new(path).and_then(|address| rustix::net::bind(&socket, &address));
+        let bound = SocketAddrUnix::new(place.shown()).and_then(|address| rustix::net::bind(&socket, &address));
         rustix::process::umask(before);
         bound.and_then(|()| rustix::net::listen(&socket, BACKLOG)).map(|()| socket)
     })();
-    bound.map_err(failed(shown))
+    bound.map_err(failed(place.shown()))
 }
 
 /// The service manager's socket, connected, where there is one (sd_notify(3)).
