@@ -306,7 +306,7 @@ fn an_option_that_is_cut_off_twice_there_or_of_a_wrong_length_spoils_the_request
         &[53, 2, 1, 1, 255],
         &[53, 1, 1, 61],
         &[53, 1, 1, 61, 3, 1, 2],
-        &[53, 1, 1, 53, 1, 3, 255],
+        &[53, 1, 1, 53, 1, 1, 255],
         &[53, 1, 1, 50, 5, 1, 2, 3, 4, 5, 255],
         &[53, 1, 1, 54, 3, 1, 2, 3, 255],
     ] {
@@ -374,7 +374,7 @@ fn garbage_and_mutated_requests_never_panic_and_never_give_away_anything_else() 
         having(ADDRESS, request(8, &[])),
     ];
     let (mut answered, mut server, mut reply) = (0, DhcpServer::new(&spec()), [0; REPLY_MAX]);
-    for round in 0..100_000u32 {
+    for round in 0..50_000u32 {
         let mut frame = seeds[round as usize % seeds.len()].clone();
         if round.is_multiple_of(8) {
             frame = (0..random(state) % REQUEST_MAX as u64).map(|_| random(state) as u8).collect();
@@ -400,5 +400,5 @@ fn garbage_and_mutated_requests_never_panic_and_never_give_away_anything_else() 
             assert!([[0; 4], ADDRESS].contains(&reply[MESSAGE + 16..MESSAGE + 20].try_into().unwrap()), "yiaddr");
         }
     }
-    assert!((1_000..90_000).contains(&answered), "{answered} answers: both ways were taken");
+    assert!((1_000..45_000).contains(&answered), "{answered} answers: both ways were taken");
 }
