@@ -4,7 +4,7 @@
 //! jailer whose pidfd finds no place is lost, and the channel with it. So everything that holds fds has a bound, and
 //! the bounds together fit the limit.
 
-/// The supervisor's own: stdio, lock, directories, KVM, reactor, jailer, signals, socket, and the connection to netd on
+/// The supervisor's own: stdio, lock, directories, KVM, reactor, jailer, signals, socket, built-in guests, and the connection to netd on
 /// which leases are released.
 const FIXED: u64 = 41;
 /// A running VM: console ring, eventfd and input, pidfd, control socket.

@@ -3,21 +3,23 @@
 use super::ServeError;
 use super::memfd;
 use super::rundir::RunDir;
+use crate::spec::Builtin;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 
-/// The built-in guest `hello`, an ELF with a PVH note.
+/// The built-in guests, ELFs with a PVH note.
 const HELLO: &[u8] = include_bytes!(env!("VMSUP_HELLO"));
+const NET: &[u8] = include_bytes!(env!("VMSUP_NET"));
 
 /// Fds and facts of this host.
 #[derive(Debug)]
 pub struct Host {
     /// `/dev/kvm`, read and write.
     pub kvm: OwnedFd,
-    /// The built-in guest.
-    pub hello: OwnedFd,
+    /// The built-in guests.
+    pub guests: Guests,
     /// What KVM offers, as the first worker was told by it while it was empty.
     pub offer: tokio::sync::OnceCell<worker_api::Offer>,
     /// The directory of the workers' sockets.
@@ -28,6 +30,25 @@ pub struct Host {
     pub uid: u32,
     /// Ids of VMs are counted from here.
     pub first_id: u64,
+}
+
+/// The built-in guests, each in a memfd that nobody can change.
+#[derive(Debug)]
+pub struct Guests {
+    /// `hello`.
+    pub hello: OwnedFd,
+    /// `net`.
+    pub net: OwnedFd,
+}
+
+impl Guests {
+    /// The one that a spec names.
+    pub fn get(&self, builtin: Builtin) -> &OwnedFd {
+        match builtin {
+            Builtin::Hello => &self.hello,
+            Builtin::Net => &self.net,
+        }
+    }
 }
 
 impl Host {
@@ -42,7 +63,10 @@ impl Host {
         source.read_exact(&mut random).map_err(system("reading /dev/urandom"))?;
         Ok(Host {
             kvm: open_kvm("/dev/kvm")?,
-            hello: memfd::constant("vmsup-hello", HELLO).map_err(system("making a memfd"))?,
+            guests: Guests {
+                hello: memfd::constant("vmsup-hello", HELLO).map_err(system("making a memfd"))?,
+                net: memfd::constant("vmsup-net", NET).map_err(system("making a memfd"))?,
+            },
             offer: tokio::sync::OnceCell::new(),
             workers: rundir.workers.try_clone().map_err(system("copying an fd"))?,
             memory_mib: memory_mib().map_err(system("reading /proc/meminfo"))?,
@@ -87,9 +111,12 @@ mod tests {
     }
 
     #[test]
-    fn the_built_in_guest_is_an_elf() {
-        assert_eq!(&HELLO[..4], b"\x7fELF");
-        assert!(HELLO.len() < 64 << 10, "{} bytes", HELLO.len());
+    fn the_built_in_guests_are_small_elfs() {
+        for guest in [HELLO, NET] {
+            assert_eq!(&guest[..4], b"\x7fELF");
+            assert!(guest.len() < 64 << 10, "{} bytes", guest.len());
+        }
+        assert_ne!(HELLO, NET);
     }
 
     #[test]

@@ -165,9 +165,10 @@ fn parcel(
     let failed = |error: std::io::Error| unavailable(format!("no memory or file descriptors for the VM: {error}"));
     let ram = memfd::sealed("vmsup-ram", spec.memory_mib << 20).map_err(|e| failed(e.into()))?;
     let (console, ends) = Console::new(spec.console.as_ref().is_none_or(|c| c.input)).map_err(failed)?;
-    let kernel = match files.kernel {
-        Some(kernel) => kernel,
-        None => own_copy(&context.host.hello).map_err(failed)?,
+    let kernel = match (files.kernel, spec.boot.builtin) {
+        (Some(kernel), _) => kernel,
+        (None, Some(builtin)) => own_copy(context.host.guests.get(builtin)).map_err(failed)?,
+        (None, None) => return Err(internal("a VM without a kernel")),
     };
     let (paths, spec) = (paths(spec), worker_spec(spec, files.initrd.is_some()));
     let GuestFiles { initrd, disks, .. } = files;

@@ -6,6 +6,7 @@ pub mod netd;
 
 use self::netd::FakeNetd;
 use super::budget::Budget;
+use super::host::Guests;
 use super::registry::Registry;
 use super::start::Deadlines;
 use super::{Context, Host, Jail, Netd, memfd};
@@ -229,7 +230,10 @@ impl Bench {
         let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
         let host = Host {
             kvm: std::fs::File::open("/dev/null").unwrap().into(),
-            hello: memfd::constant("hello", b"guest").unwrap(),
+            guests: Guests {
+                hello: memfd::constant("hello", b"guest").unwrap(),
+                net: memfd::constant("net", b"net guest").unwrap(),
+            },
             offer: worker_api::Offer::default().into(),
             workers: rustix::fs::open(dir.path(), flags, rustix::fs::Mode::empty()).unwrap(),
             memory_mib: 4096,

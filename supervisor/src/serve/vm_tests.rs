@@ -4,7 +4,7 @@ use super::*;
 use crate::api::types::EndKind;
 use crate::api::types::ErrorCode;
 use crate::serve::testing::{Act, Bench, TempDir, spec};
-use crate::spec::Disk;
+use crate::spec::{Builtin, Disk};
 use jail_spec::{HowEnded, Refusal};
 use worker_api::{FdRole, Part, StartFailure, console, exit};
 
@@ -84,6 +84,24 @@ async fn a_worker_gets_what_its_spec_says_and_sealed_memory() {
     writer.disks =
         vec![Disk { path: disk.to_str().unwrap().into(), readonly: false, engine: Default::default(), serial: None }];
     crate::serve::files::GuestFiles::open(&writer).unwrap();
+}
+
+#[tokio::test]
+async fn a_worker_gets_the_built_in_guest_that_its_spec_names() {
+    let bench = Bench::new();
+    for (builtin, bytes) in [(Builtin::Hello, &b"guest"[..]), (Builtin::Net, b"net guest")] {
+        let mut spec = spec("a");
+        spec.boot.builtin = Some(builtin);
+        spec.boot.cmdline = Some("fetch=10.77.0.1:80/".into());
+        let vm = Vm::create(&bench.context, spec, 1000, false).unwrap();
+        vm.until_running().await.unwrap();
+        let fake = bench.started().await;
+        let mut kernel = [0; 16];
+        let read = rustix::io::pread(fake.fd(FdRole::Kernel), &mut kernel, 0).unwrap();
+        assert_eq!((&kernel[..read], fake.spec.cmdline.as_str()), (bytes, "fetch=10.77.0.1:80/"));
+        fake.exit(exit::SHUTDOWN);
+        vm.until_ended().await;
+    }
 }
 
 #[tokio::test]

@@ -10,9 +10,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// Character device 1:3, `/dev/null`: what this netd's TAPs are.
 pub const NULL: (u32, u32) = (1, 3);
+
+/// How long a test waits for what must come.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What it does.
 #[derive(Clone, Copy)]
@@ -95,9 +99,13 @@ impl FakeNetd {
 
     /// Waits until every lease was released.
     pub async fn nothing_leased(&self) {
-        while !self.leases.lock().unwrap().is_empty() {
-            tokio::task::yield_now().await;
-        }
+        let released = async {
+            while !self.leases.lock().unwrap().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        let left = || format!("leases that nobody releases: {:?}", self.leases.lock().unwrap());
+        tokio::time::timeout(PATIENCE, released).await.unwrap_or_else(|_| panic!("{}", left()));
     }
 
     /// How many leases were asked for so far.
