@@ -8,13 +8,15 @@ use crate::sys;
 use rustix::io::{Errno, IoSlice, IoSliceMut};
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, Protocol, RecvFlags, ReturnFlags, SendFlags, SocketFlags, SocketType, sockopt};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::{fmt, io};
 
 /// `struct nlmsghdr`: length, kind, flags, sequence, port.
 const HEADER: usize = 16;
 /// The kernel's largest message of a dump, as long as nobody reads with more.
 const BUFFER: usize = 32 * 1024;
+/// Bytes of events that wait to be read.
+const EVENTS: usize = 4 << 20;
 /// How often a dump is begun anew that changed while it was read.
 const ATTEMPTS: usize = 16;
 const NLMSGERR_ATTR_MSG: u16 = 1;
@@ -156,12 +158,10 @@ impl Socket {
         if groups == 0 {
             sys::netlink_errors_in_words(&fd)?;
         } else {
-            // Room for the events of a burst; what is lost all the same is told (ENOBUFS).
-            sockopt::set_socket_recv_buffer_size_force(&fd, 4 << 20).or_else(|e| match e {
-                // No CAP_NET_ADMIN in the first user namespace: the usual size has to do.
-                Errno::PERM => sockopt::set_socket_recv_buffer_size(&fd, 4 << 20),
-                e => Err(e),
-            })?;
+            // Room for the events of a burst; what is lost all the same is told (ENOBUFS). In a user namespace the usual
+            // limit holds.
+            sockopt::set_socket_recv_buffer_size_force(&fd, EVENTS)
+                .or_else(|_| sockopt::set_socket_recv_buffer_size(&fd, EVENTS))?;
         }
         rustix::net::bind(&fd, &SocketAddrNetlink::new(0, groups))?;
         let port = SocketAddrNetlink::try_from(rustix::net::getsockname(&fd)?)?.pid();
@@ -295,12 +295,6 @@ pub fn read_u32(bytes: &[u8], at: usize) -> Option<u32> {
 
 fn read_u16(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes.get(at..)?.first_chunk().copied()?))
-}
-
-impl fmt::Debug for Socket {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "netlink socket {}", self.port)
-    }
 }
 
 #[cfg(test)]

@@ -14,14 +14,13 @@ const VNET_HEADER: i32 = 12;
 const OFFLOADS: u32 = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
 
 /// The kernel of the network namespace that it was opened in.
-#[derive(Debug)]
 pub struct Kernel {
     links: Links,
     rules: Rules,
 }
 
 impl Kernel {
-    /// Opens the sockets. Needs no capability yet.
+    /// Opens the sockets. Needs CAP_NET_ADMIN: nobody else hears of nftables' changes.
     pub fn open() -> io::Result<Kernel> {
         Ok(Kernel { links: Links::open()?, rules: Rules::open()? })
     }

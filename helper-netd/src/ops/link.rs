@@ -38,7 +38,6 @@ mod uapi {
 /// Bytes of `struct ifinfomsg`.
 const IFINFO: usize = 16;
 
-#[derive(Debug)]
 pub(super) struct Links {
     requests: Socket,
     pub(super) events: Socket,

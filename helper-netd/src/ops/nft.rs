@@ -65,7 +65,6 @@ const CHAINS: [(i32, &str); 5] = [
     (NFPROTO_INET, "forward"),
 ];
 
-#[derive(Debug)]
 pub(super) struct Rules {
     requests: Socket,
     pub(super) events: Socket,

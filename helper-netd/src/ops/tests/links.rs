@@ -6,6 +6,7 @@ use super::{bridge, expect_event, in_namespace, load_rules, name, run, vmsup0};
 use crate::netlink::{Message, Socket};
 use crate::ops::{Link, OpsError, Tun};
 use crate::sys::{self, TunOption, testing};
+use rustix::thread::{CapabilitySet, CapabilitySets};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 
@@ -283,5 +284,31 @@ fn a_second_attach_needs_the_owner() {
         let refused = sys::tun_attach(tun.as_fd(), IfName::port(1).padded(), flags as u16).unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(libc::EPERM));
         drop(tap);
+    });
+}
+
+#[test]
+fn net_admin_alone_is_enough() {
+    in_namespace("net_admin_alone_is_enough", |mut kernel| {
+        load_rules();
+        // As udev has it; netd's user is not root.
+        run("chmod 0666 /dev/net/tun");
+        let nobody = rustix::process::Uid::from_raw(65534);
+        let net_admin = CapabilitySet::NET_ADMIN;
+        rustix::thread::set_keep_capabilities(true).unwrap();
+        rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+        let sets = CapabilitySets { effective: net_admin, permitted: net_admin, inheritable: CapabilitySet::empty() };
+        rustix::thread::set_capabilities(None, sets).unwrap();
+        let bridge = vmsup0(&mut kernel);
+        let guest = Guest::new(&mut kernel, 1, bridge, true, Ipv4Addr::new(10, 77, 0, 2));
+        assert_eq!(look(&mut kernel, "vt1").unwrap().tun.unwrap().owner, Some(65534));
+        assert!(kernel.rules_loaded().unwrap() && kernel.dropping_chains(4).unwrap().is_empty());
+        kernel.ip_forward().unwrap();
+        kernel.restore_forwarding(guest.index, guest.mac).unwrap();
+        assert_eq!(kernel.elements().unwrap(), [guest.lease()]);
+        kernel.change(&[], &[guest.lease()]).unwrap();
+        kernel.unplug(guest.index).unwrap();
+        kernel.delete_link(guest.index).unwrap();
+        Kernel::open().unwrap();
     });
 }
