@@ -4,7 +4,7 @@ use super::link::Links;
 use super::nft::Rules;
 use super::{Bridge, Element, IfName, Link, LinkEvent, Mac, Ops, OpsError, Tap, failed};
 use crate::sys::{self, TunOption};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -35,7 +35,7 @@ fn tun(name: IfName, queues: u8, offloads: bool) -> io::Result<Vec<OwnedFd>> {
     let mut fds = Vec::new();
     for queue in 0..queues {
         let open = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let tun = rustix::fs::openat(rustix::fs::CWD, "/dev/net/tun", open, Mode::empty())?;
+        let tun = rustix::fs::openat(CWD, "/dev/net/tun", open, Mode::empty())?;
         let new = if queue == 0 { libc::IFF_TUN_EXCL } else { 0 };
         sys::tun_attach(&tun, name.padded(), (flags | new) as u16)?;
         if queue == 0 {

@@ -125,7 +125,8 @@ fn outsiders_reach_guests_by_forwards_only_unless_the_network_is_routed() {
         assert_eq!(world.at_outside(), [(HOST, 8080, OUTSIDER, 1001)], "the answer is the host's");
         world.outsider_sends(1002, HOST, 9090);
         world.outsider_sends(1003, HOST, 8081);
-        assert_eq!(world.at_guest(0), [], "another protocol, another port");
+        world.outsider_sends(1003, Ipv4Addr::LOCALHOST, 8080);
+        assert_eq!(world.at_guest(0), [], "another protocol, another port, a loopback's address from outside");
         world.allow(&[(Routed, "vmsup1")]);
         world.outsider_sends(1004, other, 80);
         assert_eq!(world.at_guest(2), [(OUTSIDER, 1004, other, 80)]);
@@ -214,8 +215,10 @@ fn networks_reach_each_other_only_where_and_whither_it_is_said() {
         });
         // Neither by another's forward: the host's port is the host's to a guest.
         world.add(Element::Forward { protocol: UDP, host: 8080, address: b, guest: 80 });
+        let server = UdpSocket::bind((HOST, 8080)).unwrap();
+        server.set_nonblocking(true).unwrap();
         world.guest_sends(0, 1000, HOST, 8080);
-        assert_eq!(world.at_guest(2), []);
+        assert_eq!((world.at_guest(2), server.recv(&mut [0; 9]).unwrap()), (vec![], 4));
         world.add(Element::Reach { from: name("vmsup0"), to: name("vmsup1") });
         world.guest_sends(0, 1001, b, 80);
         assert_eq!(world.at_guest(2), [(a, 1001, b, 80)], "with its own address");
@@ -270,5 +273,41 @@ fn what_touches_no_bridge_of_ours_is_left_alone() {
         world.outsider_sends(1000, HOST, 5353);
         assert_eq!(server.recv(&mut [0; 9]).unwrap(), 4);
         assert_eq!(IfName::new("other0").unwrap().port_number(), None);
+    });
+}
+
+#[test]
+fn what_belongs_to_no_connection_and_could_begin_none_is_dropped() {
+    in_namespace("what_belongs_to_no_connection_and_could_begin_none_is_dropped", |kernel| {
+        let mut world = World::new(kernel);
+        world.allow(&[(Host, "vmsup0"), (Routed, "vmsup0")]);
+        // TCP without any flag.
+        let nothing = [&[0, 1, 0, 2][..], &[0; 8], &[0x50, 0, 0, 0, 0, 0, 0, 0]].concat();
+        let guest = &world.guests[0];
+        for to in [GATEWAY, OUTSIDER] {
+            world.drops("drop_invalid", "from a guest", |_| {
+                guest.send(&ethernet(BRIDGE_MAC, guest.mac, 0x800, &ipv4(guest.address, to, TCP, 0, &nothing)));
+            });
+        }
+        world.drops("drop_invalid", "to a guest", |world| {
+            let packet = ipv4(OUTSIDER, guest.address, TCP, 0, &nothing);
+            send(&world.outside, &ethernet(world.outside_mac, OUTSIDER_MAC, 0x800, &packet));
+        });
+    });
+}
+
+#[test]
+fn ipv6_that_got_past_the_bridge_does_not_get_to_the_host() {
+    in_namespace("ipv6_that_got_past_the_bridge_does_not_get_to_the_host", |kernel| {
+        let mut world = World::new(kernel);
+        world.allow(&[(Host, "vmsup0")]);
+        super::nft("flush chain bridge vmsup guest; add rule bridge vmsup guest accept");
+        // To all nodes of the link, from a link-local address; the packet has no payload.
+        let addresses = [0xfe80u128 << 112 | 2, 0xff02 << 112 | 1].map(u128::to_be_bytes).concat();
+        let packet = [&[0x60, 0, 0, 0, 0, 0, 59, 255][..], &addresses].concat();
+        let guest = &world.guests[0];
+        world.drops("drop_ipv6", "to all nodes", |_| {
+            guest.send(&ethernet([0x33, 0x33, 0, 0, 0, 1], guest.mac, 0x86dd, &packet));
+        });
     });
 }
