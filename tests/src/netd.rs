@@ -27,7 +27,7 @@ pub const UPLINK: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 pub const SERVER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 /// Another address of the host's.
 pub const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
-/// Where clouds keep their secrets; it is the host's here.
+/// Where clouds keep their secrets.
 pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
 /// The rules as they are shipped.
@@ -83,7 +83,7 @@ impl NetHost {
     pub fn without_netd(config: &str) -> NetHost {
         let (inside, outside) = (Netns::new(), Netns::new());
         inside.join(("up0", &format!("{UPLINK}/24")), &outside, ("out0", &format!("{SERVER}/24")));
-        inside.ip(&format!("address add {ELSEWHERE}/32 dev lo\naddress add {METADATA}/32 dev lo"));
+        inside.ip(&format!("address add {ELSEWHERE}/32 dev lo"));
         inside.sysctl("net/ipv4/ip_forward", "1");
         let netd = user::netd();
         let folder = Scratch::new(&User { name: "root".into(), uid: 0, gid: 0 });
@@ -207,7 +207,8 @@ impl NetHost {
     /// # Panics
     /// Where prlimit(1) fails.
     pub fn limit_fds(&self, most: usize) {
-        let limit = format!("--nofile={most}:{most}");
+        // The soft limit: raising the hard one again would need CAP_SYS_RESOURCE.
+        let limit = format!("--nofile={most}:");
         assert!(Command::new("prlimit").args(["--pid", &self.pid().to_string(), &limit]).status().unwrap().success());
     }
 
@@ -362,14 +363,11 @@ impl NetHost {
         assert_eq!(client.release(wire.lease.id), Ok(()));
     }
 
-    /// Waits until there are so many ports, so many elements of leases, and netd holds the fds of so many warm TAPs.
-    pub fn nothing_but(&self, ports: usize, warm: usize) {
-        let folder = format!("/proc/{}/fd", self.pid());
-        let is_tap =
-            |n: &String| std::fs::read_link(format!("{folder}/{n}")).is_ok_and(|t| t == Path::new("/dev/net/tun"));
+    /// Waits until there are so many ports, so many elements of leases, and netd holds the fds of so many TAPs.
+    pub fn nothing_but(&self, ports: usize, taps: usize) {
         eventually("so many ports", || self.ports().len() == ports);
         eventually("so many elements", || self.elements("bridge vmsup leases").len() == ports);
-        eventually("so many warm TAPs", || crate::names(&folder).iter().filter(|n| is_tap(n)).count() == warm);
+        eventually("so many TAPs", || crate::tun::held(self.pid()).len() == taps);
     }
 
     /// Waits until no port is left but `warm` ones, and no element of a lease but theirs, no forward, no lease.
@@ -404,10 +402,10 @@ pub struct Client {
     pub channel: Channel<Request, Reply>,
 }
 
-/// What is usually wanted.
+/// What a VM usually wants; netd keeps TAPs of this kind warm.
 pub fn wanted(network: &str, vm: u64) -> Wanted {
     let network = network.to_owned();
-    Wanted { network, vm: VmId(vm), queues: 1, offloads: false, mac_suffix: None, forwards: Vec::new() }
+    Wanted { network, vm: VmId(vm), queues: 1, offloads: true, mac_suffix: None, forwards: Vec::new() }
 }
 
 impl Client {

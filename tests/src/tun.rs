@@ -96,3 +96,11 @@ pub fn attach(name: &str, queues: bool) -> io::Result<OwnedFd> {
     result(unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETIFF, &raw mut request) })?;
     Ok(tun)
 }
+
+/// Names of the interfaces that a process holds fds of, one for each fd.
+pub fn held(pid: i32) -> Vec<String> {
+    let folder = format!("/proc/{pid}/fdinfo");
+    let texts = crate::names(&folder).into_iter().filter_map(|n| std::fs::read_to_string(format!("{folder}/{n}")).ok());
+    let name = |text: String| Some(text.lines().find_map(|l| l.strip_prefix("iff:"))?.trim().to_owned());
+    texts.filter_map(name).filter(|name| !name.is_empty()).collect()
+}

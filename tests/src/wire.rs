@@ -64,14 +64,23 @@ impl Wire {
         frames::ethernet(router, mac, frames::IPV4, &frames::ipv4(address, to, protocol, payload))
     }
 
-    /// True where the guest's question for its gateway is answered: its frames pass.
+    /// True where the guest's question for its gateway is answered: its frames pass. It asks a few times, as guests do: the
+    /// first port of a bridge brings its carrier up, and the host sends nothing on it until it has noticed.
     ///
     /// # Panics
     /// Where the TAP takes no frame.
     pub fn passes(&self) -> bool {
         self.received();
-        self.send(&frames::who_has(self.own(), self.lease.gateway)).unwrap();
-        self.received().iter().any(|f| frames::kind(f) == frames::ARP && f[20..22] == [0, 2])
+        (0..40).any(|_| {
+            self.send(&frames::who_has(self.own(), self.lease.gateway)).unwrap();
+            let mut answered = || self.received().iter().any(|f| frames::kind(f) == frames::ARP && f[20..22] == [0, 2]);
+            (0..5).any(|_| {
+                answered() || {
+                    self.wait();
+                    false
+                }
+            })
+        })
     }
 
     /// The frame that answers `frame`, where a well-behaved guest answers it: ARP for its address, pings, UDP (what came goes
@@ -114,10 +123,11 @@ impl Wire {
                 while !over.load(Ordering::Relaxed) {
                     self.wait();
                     for frame in self.received() {
-                        if let Some(answer) = self.answer(&frame) {
+                        let answer = self.answer(&frame);
+                        seen.lock().unwrap().push(frame);
+                        if let Some(answer) = answer {
                             let _ = self.send(&answer);
                         }
-                        seen.lock().unwrap().push(frame);
                     }
                 }
             });

@@ -159,7 +159,7 @@ fn lost_link_events_are_made_up_for() {
     let kept = client.lease("default", 99).unwrap();
     host.signal(Signal::STOP);
     // Far more events than its socket can hold, and the ones that matter after them.
-    let mut lines = String::from("link add noise type dummy\n");
+    let mut lines = String::from("link add noise type veth peer name other0\n");
     for _ in 0..3000 {
         lines.push_str("link set noise up\nlink set noise down\n");
     }
@@ -263,7 +263,7 @@ fn a_thousand_leases_and_releases_leave_nothing() {
     assert!(journal < 64 * 1024, "a journal of {journal} bytes for no lease at all");
     assert_eq!(
         host.inside.json(&["bridge", "-j", "fdb", "show", "br", "vmsup0"]).to_string().matches("02:76:6d").count(),
-        4,
+        2,
         "the two warm ports' entries and nobody else's: {}",
         host.inside.json(&["bridge", "-j", "fdb", "show", "br", "vmsup0"])
     );
@@ -345,7 +345,10 @@ fn a_peer_that_leaves_before_its_answer_leaves_no_lease() {
         client.channel.send(&Request::Lease(wanted("default", vm)), &[]).unwrap();
         drop(client);
     }
-    host.nothing_left(0, tenant());
+    // Its TAP may have been kept for the next one; there is one at most, and nobody's.
+    let client = host.client(tenant());
+    eventually("no lease", || client.leases().is_empty() && client.status().leases == 0);
+    eventually("no port but one that is warm", || host.ports().len() <= 1);
     host.works(tenant(), "default");
 }
 
