@@ -144,7 +144,7 @@ fn good_frames_pass_unchanged() {
 
 #[test]
 fn without_its_lease_a_port_passes_nothing_and_another_ports_lease_is_no_help() {
-    in_namespace("without_its_lease_a_port_passes_nothing", |mut kernel| {
+    in_namespace("without_its_lease_a_port_passes_nothing_and_another_ports_lease_is_no_help", |mut kernel| {
         let (guest, witness) = guests(&mut kernel);
         let arp = Arp::request(guest.mac, guest.address).from(guest.mac);
         kernel.change(&[], &[guest.lease()]).unwrap();
