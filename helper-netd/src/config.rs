@@ -142,7 +142,8 @@ pub fn read(place: &Place, etc: &Place, owner: u32) -> Result<Vec<Network>, Erro
 pub fn parse(text: &str, accounts: &Accounts) -> Result<Vec<Network>, (usize, String)> {
     let file: FileText = basic_toml::from_str(text).map_err(|error| {
         let line = error.line_col().map_or(1, |(line, _)| line + 1);
-        (line, without_position(&error.to_string()))
+        let message = without_position(&error.to_string());
+        (line_of_key(text, line, &message), message)
     })?;
     let at = |number: usize, (key, reason): Wrong| (line_of(text, number, key), format!("{key}: {reason}"));
     let mut networks: Vec<Network> = Vec::new();
@@ -285,6 +286,17 @@ fn ports(text: &PortText) -> Result<(u16, u16), Wrong> {
 /// The message of basic-toml without its own position, which would stand there twice.
 fn without_position(message: &str) -> String {
     message.rsplit_once(" at line ").map_or(message, |(what, _)| what).to_owned()
+}
+
+/// The line of the key that basic-toml's message names. By itself it knows where a value of a wrong type is in a table that
+/// is not in a list, and no more than the heading of one that is.
+fn line_of_key(text: &str, line: usize, message: &str) -> usize {
+    let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
+    let path = message.rsplit_once(" for key `").and_then(|(_, path)| path.trim_end_matches('`').rsplit('.').next());
+    let Some(key) = unknown.or(path) else { return line };
+    let is_it = |l: &str| l.trim_start().strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('='));
+    let below = text.lines().enumerate().skip(line - 1).find(|(_, l)| is_it(l));
+    below.map_or(line, |(number, _)| number + 1)
 }
 
 /// The line, counted from 1, of a key of the network with this number, or of its heading.

@@ -145,11 +145,14 @@ fn serve(options: &Options) -> Result<(), Error> {
         opened.user,
         &Open { journal: &journal_place, tun: tun.as_fd(), config: &opened.config, accounts: &opened.accounts },
     )?;
+    drop(tun);
     let replay = replay(&text, &boot);
     for fault in &replay.faults {
         log!("the journal: {fault}");
     }
-    let netd = Netd::start(kernel, opened.networks, journal, replay, opened.own)?;
+    let mut netd = Netd::start(kernel, opened.networks, journal, replay, opened.own)?;
+    // The pools before the first request, so that it finds a warm TAP and bridges that carry frames.
+    while netd.turn() {}
     let mut server = Server::new(netd, fds, peer_of).map_err(failed("epoll"))?;
     log!("serving {}", options.socket.display());
     if let Some(manager) = notify {
