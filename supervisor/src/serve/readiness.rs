@@ -49,3 +49,19 @@ pub async fn receive<S: Message, R: Message, T>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use netd_api::{Reply, Request};
+
+    #[tokio::test]
+    async fn a_header_is_read_though_its_sender_closed_without_reading_ours() {
+        let (ours, theirs) = Channel::<Request, Reply>::pair().unwrap();
+        theirs.greet("x", 2, 0).unwrap();
+        ours.greet("x", 1, 0).unwrap();
+        drop(theirs);
+        let error = receive(&ours, |channel| channel.meet("x", 1, 0)).await.unwrap_err();
+        assert!(matches!(error, ipc::Error::Version { .. }), "{error}");
+    }
+}

@@ -198,7 +198,7 @@ impl Bench {
 
     /// With a supervisor that soon gives up waiting for jailer, workers and netd.
     pub fn impatient() -> Bench {
-        let soon = Duration::from_millis(200);
+        let soon = Duration::from_secs(1);
         Bench::with(Deadlines { make: soon, start: soon, ..Deadlines::default() }, soon)
     }
 
