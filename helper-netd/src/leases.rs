@@ -203,10 +203,12 @@ impl Book {
         let ((first, last), host) = (network.hosts(), u32::from(network.address));
         let before =
             self.last_address.get(&network.name).copied().filter(|a| (first..=last).contains(a)).unwrap_or(last);
-        let free = (before + 1..=last).chain(first..=before).filter(|a| *a != host && !taken.contains(a));
-        let mac_of = |a: u32| suffix.map_or_else(|| default_mac(a), guest_mac);
-        let found =
-            free.map(|a| (Ipv4Addr::from(a), mac_of(a))).find(|(_, mac)| suffix.is_some() || !macs.contains(mac));
+        let mut free = (before + 1..=last).chain(first..=before).filter(|a| *a != host && !taken.contains(a));
+        // The MAC that follows from the address may be one that somebody asked for.
+        let mac_of =
+            |a: u32| (0..=u8::MAX).map(move |n| default_mac(a ^ u32::from(n) << 16)).find(|m| !macs.contains(m));
+        let placed = |a: u32| Some((Ipv4Addr::from(a), suffix.map(guest_mac).or_else(|| mac_of(a))?));
+        let found = free.find_map(placed);
         found.ok_or_else(|| self.of_network(&network.name).find(warm).map(|p| p.number))
     }
 
