@@ -58,7 +58,8 @@ impl Journal {
     /// It cannot be opened or read.
     pub fn open(place: Place, boot: String) -> io::Result<(Journal, String)> {
         let file = place.open_file("", OFlags::RDWR | OFlags::CREATE | OFlags::APPEND)?;
-        let text = read_all(&file)?;
+        // Whatever stands there: a damaged journal costs leases, not the start.
+        let text = String::from_utf8_lossy(&read_all(&file)?).into_owned();
         Ok((Journal { place, file, boot, lines: 0, broken: true }, text))
     }
 
@@ -82,14 +83,22 @@ impl Journal {
         Ok(())
     }
 
+    /// It does not tell all that holds; it must be written anew.
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
     /// Appends a line about a change that the book has seen already.
     ///
     /// # Errors
     /// It is not written; the next call writes everything.
     pub fn append(&mut self, line: &str, book: &Book, networks: &[Rc<Network>]) -> io::Result<()> {
         let needed = networks.len() + book.leases().count();
-        if self.broken || self.lines > 4 * needed + SLACK {
+        if self.broken {
             return self.rewrite(book, networks);
+        }
+        if self.lines > 4 * needed + SLACK && self.rewrite(book, networks).is_ok() {
+            return Ok(());
         }
         self.lines += 1;
         self.broken = true;

@@ -135,3 +135,28 @@ fn after_a_write_that_failed_everything_is_written() {
     journal.append("port 5", &book, &[]).unwrap();
     assert_eq!(replay(&text_of(&scratch), BOOT).book.last_port, 5);
 }
+
+#[test]
+fn bytes_that_are_no_text_cost_leases_and_not_the_start() {
+    let scratch = Scratch::new();
+    let noise: Vec<u8> = (0..10_000u32).map(|n| (n * 7919 % 251) as u8).collect();
+    std::fs::write(scratch.0.join("journal"), noise).unwrap();
+    let (mut journal, text) = Journal::open(scratch.place("journal"), BOOT.to_owned()).unwrap();
+    assert_eq!(replay(&text, BOOT).faults.len(), 1);
+    journal.rewrite(&Book::default(), &[]).unwrap();
+    assert!(replay(&text_of(&scratch), BOOT).faults.is_empty());
+}
+
+#[test]
+fn a_journal_that_is_long_and_cannot_be_made_shorter_is_appended_to() {
+    let scratch = Scratch::new();
+    let (mut journal, _) = Journal::open(scratch.place("journal"), BOOT.to_owned()).unwrap();
+    let mut book = Book::default();
+    journal.rewrite(&book, &[]).unwrap();
+    std::fs::create_dir(scratch.0.join("journal.new")).unwrap();
+    for n in 1..=2 * SLACK as u32 {
+        book.last_port = n;
+        journal.append(&format!("port {n}"), &book, &[]).unwrap();
+    }
+    assert_eq!(replay(&text_of(&scratch), BOOT).book.last_port, 2 * SLACK as u32);
+}

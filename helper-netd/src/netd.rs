@@ -265,7 +265,9 @@ impl<O: Ops> Netd<O> {
         if self.retry.is_some_and(|at| at <= now) {
             self.retry = None;
             self.reconcile();
-            self.write_journal();
+            if self.journal.is_broken() {
+                self.write_journal();
+            }
         }
         if self.retry.is_none() {
             self.pause = FIRST_PAUSE;

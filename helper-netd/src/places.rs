@@ -6,8 +6,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-/// The largest file that is read whole.
-const FILE_MAX: usize = 1 << 20;
+/// The largest file that is read whole; a journal of many thousand leases is a few megabytes.
+const FILE_MAX: usize = 64 << 20;
 
 /// A directory, and the name of the one file in it that matters.
 #[derive(Debug)]
@@ -78,7 +78,8 @@ impl Place {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(io::Error::other("no regular file"));
         }
-        Ok((read_all(&file)?, stat))
+        let text = String::from_utf8(read_all(&file)?).map_err(|_| io::Error::other("no UTF-8 text"))?;
+        Ok((text, stat))
     }
 
     /// The name of the file that matters.
@@ -101,17 +102,17 @@ impl AsFd for Place {
 /// Reads a file to its end.
 ///
 /// # Errors
-/// Too large, or no text.
-pub fn read_all(file: &OwnedFd) -> io::Result<String> {
+/// What `read(2)` says, or too large.
+pub fn read_all(file: &OwnedFd) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut buffer = [0; 8192];
     loop {
         match rustix::io::read(file, &mut buffer)? {
-            0 => return String::from_utf8(bytes).map_err(|_| io::Error::other("no UTF-8 text")),
+            0 => return Ok(bytes),
             count => bytes.extend_from_slice(&buffer[..count]),
         }
         if bytes.len() > FILE_MAX {
-            return Err(io::Error::other("more than a megabyte"));
+            return Err(io::Error::other("too large"));
         }
     }
 }
