@@ -9,6 +9,7 @@ use super::jail::{Inside, Jail, shown};
 use super::proc::Process;
 use std::fmt::Write;
 use vmsup::api::types::{VmInfo, WorkerInfo};
+use vmsup::spec::Builtin;
 
 /// Labels are padded to this width.
 const LABEL: usize = 15;
@@ -47,7 +48,7 @@ fn vm(out: &mut String, info: &VmInfo) {
     match (&spec.boot.kernel, &spec.boot.initrd) {
         (Some(kernel), Some(initrd)) => labelled(out, "boots", &format!("{kernel} with {initrd}")),
         (Some(kernel), None) => labelled(out, "boots", kernel),
-        (None, _) => labelled(out, "boots", "a built-in guest"),
+        (None, _) => labelled(out, "boots", builtin(spec.boot.builtin)),
     }
     if let Some(cmdline) = &spec.boot.cmdline {
         labelled(out, "command line", cmdline);
@@ -59,6 +60,14 @@ fn vm(out: &mut String, info: &VmInfo) {
     let console = info.console;
     labelled(out, "console", &format!("{} bytes written, {} no longer kept", console.written, console.overwritten));
     networks(out, info);
+}
+
+fn builtin(guest: Option<Builtin>) -> &'static str {
+    match guest {
+        Some(Builtin::Hello) => "the built-in guest \"hello\"",
+        Some(Builtin::Net) => "the built-in guest \"net\"",
+        None => "nothing",
+    }
 }
 
 /// What the interfaces are while they are leased, and where they belong while they are not.
