@@ -207,9 +207,11 @@ impl NetHost {
     /// # Panics
     /// Where prlimit(1) fails.
     pub fn limit_fds(&self, most: usize) {
-        // The soft limit: raising the hard one again would need CAP_SYS_RESOURCE.
-        let limit = format!("--nofile={most}:");
-        assert!(Command::new("prlimit").args(["--pid", &self.pid().to_string(), &limit]).status().unwrap().success());
+        // By its own user: who is not that user needs CAP_SYS_RESOURCE, which root in a container has not. The soft limit,
+        // for the same reason.
+        let mut prlimit = user::netd().command("prlimit");
+        prlimit.args(["--pid", &self.pid().to_string(), &format!("--nofile={most}:")]);
+        assert!(prlimit.status().unwrap().success());
     }
 
     /// True where it is still running.

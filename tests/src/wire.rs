@@ -73,7 +73,7 @@ impl Wire {
         self.received();
         (0..40).any(|_| {
             self.send(&frames::who_has(self.own(), self.lease.gateway)).unwrap();
-            let mut answered = || self.received().iter().any(|f| frames::kind(f) == frames::ARP && f[20..22] == [0, 2]);
+            let answered = || self.received().iter().any(|f| frames::kind(f) == frames::ARP && f[20..22] == [0, 2]);
             (0..5).any(|_| {
                 answered() || {
                     self.wait();
