@@ -81,11 +81,11 @@ async fn without_netd_there_is_a_sentence_and_the_rest_goes_on() {
 #[tokio::test]
 async fn a_refusal_of_netds_has_the_status_and_the_field_that_fit() {
     let (server, netd) = server();
-    let cases: [(fn() -> Refusal, u16, &str); 4] = [
-        (|| Refusal::NoSuchNetwork, 400, "nets[0].network"),
-        (|| Refusal::PortNotAllowed { port: 8080 }, 403, "nets[0].forwards[0].host"),
-        (|| Refusal::PortTaken { port: 8080 }, 409, "nets[0].forwards[0].host"),
-        (|| Refusal::NetworkFull, 503, "nets[0].network"),
+    let cases: [(Refusal, u16, &str); 4] = [
+        (Refusal::NoSuchNetwork, 400, "nets[0].network"),
+        (Refusal::PortNotAllowed { port: 8080 }, 403, "nets[0].forwards[0].host"),
+        (Refusal::PortTaken { port: 8080 }, 409, "nets[0].forwards[0].host"),
+        (Refusal::NetworkFull, 503, "nets[0].network"),
     ];
     for (why, status, field) in cases {
         netd.acts(NetAct::Refuse("default", why));

@@ -1,7 +1,7 @@
 //! A VM's network interfaces: from `nets` of its spec to leases, from leases to what its worker gets and what people see.
 
 use super::Context;
-use super::netd::{Granted, Lease, LeaseError};
+use super::netd::{Granted, Lease, LeaseError, NetdError};
 use super::refusals;
 use crate::api::types::{ApiError, NetStats, VmNet};
 use crate::spec::{Forward, Net, Protocol, VmSpec};
@@ -41,7 +41,10 @@ pub fn lease<K: Send + 'static>(
     async move {
         let Some(leasing) = leasing else { return Ok(Interfaces::default()) };
         let granted = leasing.await.map_err(|LeaseError { net, error }| {
-            tracing::warn!(name = spec.name, net, %error, "no lease");
+            // What netd refuses is the VM's own matter, and said when it ends; the rest is the host's.
+            if !matches!(error, NetdError::Refused(_)) {
+                tracing::warn!(name = spec.name, net, %error, "no lease");
+            }
             refusals::no_lease(&error, net, &spec.nets[net], uid, &path)
         })?;
         Ok(Interfaces::new(&spec, granted))

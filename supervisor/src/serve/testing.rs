@@ -50,6 +50,9 @@ impl Drop for TempDir {
     }
 }
 
+/// How many starts may be under way.
+pub const PLACES: u32 = 4;
+
 /// The smallest spec.
 pub fn spec(name: &str) -> VmSpec {
     VmSpec {
@@ -242,7 +245,7 @@ impl Bench {
         };
         let netd = Netd::new(dir.path().join("netd.sock"), answer, netd::NULL);
         let registry = Registry::new(0x1000, &Budget::of(4096));
-        let starts = Arc::new(tokio::sync::Semaphore::new(4));
+        let starts = Arc::new(tokio::sync::Semaphore::new(PLACES as usize));
         let context = Arc::new(Context { host, jail, netd, registry, deadlines, starts });
         Bench { context, vms, act, jailer, slots, dir }
     }

@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn what_one_vm_may_have_is_bounded() {
-        let five = format!("[{}]", vec![r#"{"network": "a"}"#; 5].join(","));
+        let five = format!("[{}]", [r#"{"network": "a"}"#; 5].join(","));
         refused(&five, "nets", "5 interfaces");
         for queues in [0, 5] {
             refused(&format!(r#"[{{"network": "a", "queues": {queues}}}]"#), "nets[0].queues", "1 to 4");

@@ -60,7 +60,7 @@ async fn who_gives_up_waiting_leaves_no_lease() {
 async fn what_was_granted_before_a_refusal_is_released() {
     let (_dir, netd) = client(DEADLINE);
     let fake = FakeNetd::start(netd.path());
-    fake.acts(NetAct::Refuse("b", || Refusal::NetworkFull));
+    fake.acts(NetAct::Refuse("b", Refusal::NetworkFull));
     let error = netd.lease(vec![wanted("a"), wanted("b")], ()).await.unwrap_err();
     assert!(matches!((error.net, error.error), (1, NetdError::Refused(Refusal::NetworkFull))));
     netd.settled().await;

@@ -19,12 +19,12 @@ pub const NULL: (u32, u32) = (1, 3);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What it does.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub enum NetAct {
     /// Grant, release and tell.
     Good,
     /// Say no to whoever wants this network, grant everything else.
-    Refuse(&'static str, fn() -> Refusal),
+    Refuse(&'static str, Refusal),
     /// Take requests and never answer.
     Silent,
     /// Hang up at each request.
@@ -137,8 +137,8 @@ impl Peer {
         }
         while let Ok((request, _)) = channel.receive() {
             self.seen.lock().unwrap().push(request.clone());
-            let act = *self.act.lock().unwrap();
-            let (reply, fds) = match (&request, act) {
+            let act = self.act.lock().unwrap().clone();
+            let (reply, fds) = match (&request, &act) {
                 (_, NetAct::HangUp) => return,
                 (_, NetAct::Silent) => continue,
                 (_, NetAct::Invent(reply)) => (reply(&request), Vec::new()),
@@ -158,11 +158,11 @@ impl Peer {
         }
     }
 
-    fn lease(&self, wanted: &Wanted, act: NetAct) -> (Reply, Vec<OwnedFd>) {
+    fn lease(&self, wanted: &Wanted, act: &NetAct) -> (Reply, Vec<OwnedFd>) {
         if let NetAct::Refuse(network, why) = act
-            && wanted.network == network
+            && wanted.network == *network
         {
-            return (Reply::Refused(why()), Vec::new());
+            return (Reply::Refused(why.clone()), Vec::new());
         }
         let id = {
             let mut next = self.next.lock().unwrap();
@@ -218,7 +218,7 @@ pub fn network() -> NetworkInfo {
     }
 }
 
-fn tap(act: NetAct) -> OwnedFd {
+fn tap(act: &NetAct) -> OwnedFd {
     let flags = if matches!(act, NetAct::Blocking) { 0 } else { nix::libc::O_NONBLOCK };
     match act {
         NetAct::NoTaps => crate::serve::memfd::constant("no-tap", b"x").unwrap(),
