@@ -8,6 +8,7 @@
 //! 0x0_9000  page tables of the 64-bit entry: PML4, PDPT, then one page directory for each GiB
 //! 0x9_fc00  end of low RAM, as on a PC
 //! 0xe_0000  ACPI tables, RSDP first: where a guest that is told nothing looks for it
+//! 0xf_fff0  what a PC's BIOS begins with: here a reset
 //! 0x10_0000 kernel …                         … initrd, as high as it may
 //! ```
 
@@ -36,13 +37,16 @@ pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// The ACPI tables.
 pub const ACPI: u64 = 0xe_0000;
 /// Bytes for the ACPI tables.
-pub const ACPI_SIZE: usize = 0x2_0000;
+pub const ACPI_SIZE: usize = 0x1_fff0;
+/// Where a PC begins after a reset, in real mode f000:fff0.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// The first address for images.
 pub const HIGH_RAM: u64 = 0x10_0000;
 
 const _: () = assert!(worker_api::CMDLINE_MAX < CMDLINE_SIZE);
 const _: () = assert!(CMDLINE + CMDLINE_SIZE as u64 <= ZERO_PAGE);
-const _: () = assert!(ACPI + ACPI_SIZE as u64 <= HIGH_RAM);
+const _: () = assert!(ACPI + ACPI_SIZE as u64 <= RESET_VECTOR);
+const _: () = assert!(RESET_VECTOR + 16 <= HIGH_RAM);
 // A map has four areas of 24 bytes.
 const _: () = assert!(PVH_MEMORY_MAP + 4 * 24 <= CMDLINE);
 

@@ -20,6 +20,7 @@ pub mod layout;
 mod linux;
 mod pvh;
 pub mod registers;
+mod reset;
 
 use image::Image;
 
@@ -116,6 +117,7 @@ pub fn load(memory: &GuestMemory, ram_bytes: u64, sources: Sources<'_>) -> Resul
     };
     write_cmdline(memory, sources.cmdline, image.cmdline_max())?;
     let rsdp = acpi::write(memory, sources.cpus, sources.virtio)?;
+    reset::write(memory)?;
     let tables = Tables { initrd, rsdp, memory_map: layout::memory_map(ram_bytes) };
     match image {
         Image::Pvh { entry, .. } => pvh::write(memory, entry, &tables),

@@ -113,6 +113,16 @@ fn an_elf64_is_entered_in_long_mode() {
 }
 
 #[test]
+fn who_jumps_to_the_bios_resets_the_machine() {
+    let memory = memory();
+    load(&memory, RAM, sources(file(&elf64(AT, &[(1, 0, AT, 0x300, 0x1000)], 0x300)), None)).unwrap();
+    let mut code = [0; 9];
+    memory.read_slice(&mut code, GuestAddress(0xf_fff0)).unwrap();
+    // mov dx, 0x606; mov al, 1; out dx, al; hlt; jmp to hlt
+    assert_eq!(code, [0xba, 0x06, 0x06, 0xb0, 1, 0xee, 0xf4, 0xeb, 0xfd]);
+}
+
+#[test]
 fn an_elf32_with_a_pvh_note_is_entered_there() {
     let memory = memory();
     let entry = load(&memory, RAM, sources(file(&elf32_pvh(0x100_0010)), None)).unwrap();
