@@ -68,5 +68,12 @@ nothing_left "$before"
 step "again, from the same disk: what the guest wrote is there"
 boots
 expect "boots=2" said VMSUP-GUEST-UP
-as_vm "vmsup kill web1 && vmsup rm web1"
+
+step "a guest that reboots has ended"
+attach web1
+echo "reboot -f" >&3
+ended() { as_vm "vmsup ls" | grep -q "asked for a reset"; }
+wait_for 30 ended || fail "it is still there: $(as_vm "vmsup ls"; tail -3 /tmp/console)"
+exec 3>&-
+as_vm "vmsup rm web1"
 nothing_left "$before"
