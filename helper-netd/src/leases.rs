@@ -82,21 +82,21 @@ impl Port {
         !matches!(self.state, State::Ending(..))
     }
 
-    /// Its elements in the kernel's sets.
-    pub fn elements(&self) -> Vec<Element> {
+    /// Its elements in the kernel's sets, the one of the lease first. `localhost`: its forwards hold for 127.0.0.0/8, too.
+    pub fn elements(&self, localhost: bool) -> Vec<Element> {
         if !self.live() {
             return Vec::new();
         }
-        let lease = Element::Lease { port: self.name(), mac: self.mac, address: self.address };
-        let forwards = self.holder().map(|h| h.forwards.as_slice()).unwrap_or_default();
-        let forwards = forwards.iter().map(|f| {
-            let protocol = match f.protocol {
+        let mut elements = vec![Element::Lease { port: self.name(), mac: self.mac, address: self.address }];
+        for Forward { protocol, host, guest } in self.holder().iter().flat_map(|h| &h.forwards).copied() {
+            let protocol = match protocol {
                 Protocol::Tcp => libc::IPPROTO_TCP,
                 Protocol::Udp => libc::IPPROTO_UDP,
-            };
-            Element::Forward { protocol: protocol as u8, host: f.host, address: self.address, guest: f.guest }
-        });
-        [lease].into_iter().chain(forwards).collect()
+            } as u8;
+            elements.push(Element::Forward { protocol, host, address: self.address, guest });
+            elements.extend(localhost.then_some(Element::Localhost { protocol, host }));
+        }
+        elements
     }
 }
 

@@ -6,7 +6,7 @@
 
 use crate::config::{self, merge};
 use crate::journal::{Journal, Replay};
-use crate::leases::{Book, State};
+use crate::leases::{Book, Port, State};
 use crate::log;
 use crate::network::Network;
 use crate::ops::{Element, Ops, OpsError};
@@ -142,7 +142,12 @@ impl<O: Ops> Netd<O> {
     /// Every element that should be in the kernel's sets.
     pub(crate) fn desired(&self) -> BTreeSet<Element> {
         let networks = self.networks.iter().flat_map(|n| n.elements());
-        networks.chain(self.book.ports().flat_map(|p| p.elements())).collect()
+        networks.chain(self.book.ports().flat_map(|p| self.elements_of(p))).collect()
+    }
+
+    /// The elements of a port, as its network is.
+    pub(crate) fn elements_of(&self, port: &Port) -> Vec<Element> {
+        port.elements(self.networks.iter().any(|n| n.name == port.network && n.localhost))
     }
 
     /// Lets the kernel's sets follow a change of the book.

@@ -33,14 +33,19 @@ fn forward(host: u16) -> Forward {
 }
 
 impl Host {
-    /// As the loop does it: the kernel's events, then what is due, until nothing is left to do.
-    fn settle(&mut self) {
-        self.kernel.collect();
+    /// As the loop does it: the kernel's events, then what is due.
+    fn pump(&mut self) {
+        self.kernel.collect(true);
         for _ in 0..20 {
             self.netd.link_events();
             self.netd.rule_events();
             while self.netd.turn() {}
         }
+    }
+
+    /// Until nothing is left to do.
+    fn settle(&mut self) {
+        self.pump();
         assert!(self.kernel.world().events.is_empty());
     }
 
@@ -62,7 +67,7 @@ impl Host {
 
     fn restart(&mut self, networks: Vec<Network>) {
         self.netd.warm.clear();
-        self.kernel.collect();
+        self.kernel.collect(true);
         self.netd = start(&self.kernel, &self.scratch, networks);
         self.settle();
     }
@@ -116,6 +121,26 @@ fn elements_are_in_place_when_the_fd_leaves() {
 }
 
 #[test]
+fn what_a_network_allows_is_in_the_sets_with_its_leases() {
+    let mut open = plain();
+    (open.isolated, open.localhost) = (false, true);
+    let mut host = with(vec![open.clone()]);
+    let (lease, _held) = host.ask(1000, Wanted { forwards: vec![forward(8001)], ..wanted("a") }).unwrap();
+    let itself = Element::Reach { from: open.bridge, to: open.bridge };
+    let localhost = Element::Localhost { protocol: 6, host: 8001 };
+    let has = |host: &Host, e: &Element| host.kernel.world().elements.contains(e);
+    assert!(has(&host, &itself) && has(&host, &localhost));
+    host.netd.reload(vec![plain()]).unwrap();
+    assert!(!has(&host, &itself) && !has(&host, &localhost));
+    host.netd.reload(vec![open]).unwrap();
+    assert!(has(&host, &localhost));
+    host.release(1000, lease.id);
+    assert!(!has(&host, &localhost));
+    host.settle();
+    host.check();
+}
+
+#[test]
 fn a_warm_port_is_handed_out_without_making_one_and_replaced_afterwards() {
     let mut host = with(vec![pooled(2)]);
     host.settle();
@@ -135,7 +160,7 @@ fn a_warm_port_gives_way_to_a_request_that_needs_its_mac_or_the_last_address() {
     host.settle();
     let suffix = host.netd.book.ports().next().map(|p| [p.mac[3], p.mac[4], p.mac[5]]);
     let (lease, _one) = host.ask(1000, Wanted { queues: 2, mac_suffix: suffix, ..wanted("a") }).unwrap();
-    host.kernel.collect();
+    host.kernel.collect(true);
     assert!(!host.has("vt1") && lease.interface == "vt2");
     let mut held = Vec::new();
     for _ in 0..4 {
@@ -274,7 +299,7 @@ fn events_that_were_lost_are_made_up_for() {
     let (second, _held) = host.lease(1000);
     host.settle();
     drop(queues);
-    host.kernel.collect();
+    host.kernel.collect(true);
     let bridge = host.netd.bridges["a"];
     let mut world = host.kernel.world();
     world.events.clear();
@@ -641,6 +666,16 @@ fn ten_thousand_random_steps_leave_book_kernel_and_journal_in_agreement() {
             19 => {
                 let step = ["create_tap", "plug", "change", "elements", "delete_link"][random.below(5)];
                 host.kernel.world().failing.insert(step, 1);
+                match held.pop() {
+                    Some((owner, lease, queues)) if random.below(2) == 0 => {
+                        host.release(owner, lease.id);
+                        drop(queues);
+                    }
+                    rest => held.extend(rest),
+                }
+                if let Ok((lease, queues)) = host.ask(uid, Wanted { queues: 2, ..wanted("a") }) {
+                    held.push((uid, lease, queues));
+                }
             }
             20 => {
                 host.kernel.load_rules(false);
@@ -657,6 +692,8 @@ fn ten_thousand_random_steps_leave_book_kernel_and_journal_in_agreement() {
                 }
             }
         }
+        // With the fault, where one was told; then without.
+        host.pump();
         host.kernel.world().failing.clear();
         host.netd.resting.clear();
         if host.netd.retry.take().is_some() {

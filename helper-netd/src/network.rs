@@ -72,7 +72,8 @@ impl Network {
             (BridgeSet::Metadata, self.metadata),
         ];
         let bridges = sets.into_iter().filter(|(_, wanted)| *wanted).map(|(set, _)| Element::Bridge(set, self.bridge));
-        bridges.chain(self.reach.iter().map(|to| Element::Reach { from: self.bridge, to: *to }))
+        let itself = (!self.isolated).then_some(&self.bridge);
+        bridges.chain(self.reach.iter().chain(itself).map(|to| Element::Reach { from: self.bridge, to: *to }))
     }
 
     /// The first and the last address that is neither the network's nor broadcast.

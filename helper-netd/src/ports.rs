@@ -60,7 +60,7 @@ impl<O: Ops> Netd<O> {
         }
         let Some(network) = self.networks.iter().find(|n| self.wants_warm(n)).cloned() else { return false };
         let made = self.make(&network, None, 1, true).and_then(|(number, queues)| {
-            let add = self.book.port(number).map(Port::elements).unwrap_or_default();
+            let add = self.book.port(number).map(|p| self.elements_of(p)).unwrap_or_default();
             if let Err(refusal) = self.follow(&add, &[]) {
                 self.book.remove(number);
                 return Err(refusal);
@@ -86,7 +86,7 @@ impl<O: Ops> Netd<O> {
     /// Lets go of a warm port. Takes milliseconds: for a request that needs its address or MAC, and for a new configuration.
     pub(crate) fn drop_warm(&mut self, number: u32) {
         let Some(port) = self.book.remove(number) else { return };
-        let _ = self.follow(&[], &port.elements());
+        let _ = self.follow(&[], &self.elements_of(&port));
         self.warm.remove(&number);
     }
 
@@ -102,7 +102,7 @@ impl<O: Ops> Netd<O> {
     pub(crate) fn lease_port(&mut self, number: u32, holder: Holder, add_all: bool) -> Result<Port, Refusal> {
         self.book.set(number, State::Leased(holder));
         let port = self.book.port(number).cloned().ok_or(Refusal::Failed)?;
-        let add = &port.elements()[usize::from(!add_all)..];
+        let add = &self.elements_of(&port)[usize::from(!add_all)..];
         self.follow(add, &[])?;
         let line = port.holder().map(|holder| lease_line(&port, holder)).ok_or(Refusal::Failed)?;
         self.note(&line)?;
@@ -113,7 +113,7 @@ impl<O: Ops> Netd<O> {
     pub(crate) fn take_back(&mut self, number: u32, mut queues: Vec<OwnedFd>, plain: bool) {
         let Some(port) = self.book.port(number).cloned() else { return };
         self.book.set(number, State::Warm);
-        let _ = self.follow(&[], &port.elements()[1..]);
+        let _ = self.follow(&[], &self.elements_of(&port)[1..]);
         if let Some(holder) = port.holder() {
             let _ = self.note(&format!("end {}", holder.id.0));
         }
@@ -148,7 +148,7 @@ impl<O: Ops> Netd<O> {
 
     /// What was a port's is free, but for its address.
     fn ended(&mut self, port: &Port, why: &str) {
-        let _ = self.follow(&[], &port.elements());
+        let _ = self.follow(&[], &self.elements_of(port));
         let Some(holder) = port.holder() else { return log!("{}: {why}; it was nobody's", port.name()) };
         log!("lease {}: {why}; {} {} of uid {} ended", holder.id.0, port.name(), port.address, holder.uid);
         let _ = self.note(&format!("end {}", holder.id.0));

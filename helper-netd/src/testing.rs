@@ -89,11 +89,16 @@ impl FakeKernel {
         self.signal();
     }
 
-    /// The interfaces that nobody holds any more are gone, unless they were made persistent.
-    pub fn collect(&self) {
+    /// The interfaces that nobody holds any more are gone, unless they were made persistent. `own`: only fds of this
+    /// process count. Else what is under way in a socket counts as well; but so does, for a moment, what another test's
+    /// fork has copied.
+    pub fn collect(&self, own: bool) {
+        let fds = own.then(open_pipes);
         let held = |l: &FakeLink| match &l.held {
             None => true,
             Some(_) if l.link.tun.is_some_and(|t| t.persist) => true,
+            // The reader is one.
+            Some(reader) if own => fds.as_ref().and_then(|f| f.get(&inode(reader))).is_some_and(|count| *count > 1),
             Some(reader) => {
                 let mut fds = [PollFd::new(reader, PollFlags::empty())];
                 poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap();
@@ -157,6 +162,23 @@ impl FakeKernel {
             _ => Ok(()),
         }
     }
+}
+
+fn inode(pipe: &PipeReader) -> u64 {
+    rustix::fs::fstat(pipe).unwrap().st_ino
+}
+
+/// How many fds of this process each pipe has, by inode.
+fn open_pipes() -> BTreeMap<u64, usize> {
+    let mut pipes = BTreeMap::new();
+    for fd in std::fs::read_dir("/proc/self/fd").unwrap().flatten() {
+        let Ok(target) = std::fs::read_link(fd.path()) else { continue };
+        let target = target.to_string_lossy().into_owned();
+        if let Some(inode) = target.strip_prefix("pipe:[").and_then(|t| t.trim_end_matches(']').parse().ok()) {
+            *pipes.entry(inode).or_default() += 1;
+        }
+    }
+    pipes
 }
 
 fn differs(what: &str) -> OpsError {
