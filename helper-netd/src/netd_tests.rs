@@ -393,8 +393,10 @@ fn elements_that_should_not_be_there_are_removed_and_missing_ones_added() {
 
 #[test]
 fn while_the_sets_cannot_be_mended_nothing_is_leased() {
-    let mut host = with(vec![plain()]);
+    let mut host = with(vec![pooled(1)]);
+    host.settle();
     let (lease, _held) = host.ask(1000, Wanted { forwards: vec![forward(8001)], ..wanted("a") }).unwrap();
+    host.settle();
     host.kernel.world().failing.extend([("change", 1), ("elements", 2)]);
     host.release(1000, lease.id);
     // The old forward leads to an address that must not be another guest's before it is gone.
