@@ -5,7 +5,7 @@
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto, recvfrom, sendto, sockopt};
 use std::fs::File;
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -139,6 +139,26 @@ impl Netns {
     pub fn listen(&self, interface: &str) -> Capture {
         self.run(|| Capture::on(interface))
     }
+
+    /// A UDP socket there that never makes the test wait.
+    ///
+    /// # Panics
+    /// Where the address is not that namespace's.
+    pub fn udp(&self, address: Ipv4Addr, port: u16) -> UdpSocket {
+        let socket = self.run(|| UdpSocket::bind((address, port)).unwrap());
+        socket.set_nonblocking(true).unwrap();
+        socket
+    }
+}
+
+/// What came to a socket, and from whom, all that there is by now.
+pub fn heard(socket: &UdpSocket) -> Vec<(Vec<u8>, SocketAddr)> {
+    let mut buffer = [0; 2048];
+    let mut all = Vec::new();
+    while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+        all.push((buffer[..length].to_vec(), from));
+    }
+    all
 }
 
 impl Default for Netns {

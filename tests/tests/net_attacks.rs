@@ -4,28 +4,8 @@
 use netd_api::{LeaseId, NAME, Reply, Request, VERSION, Wanted};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use vmsup_tests::frames::{self, UDP};
-use vmsup_tests::netd::{Client, NetHost, wanted};
-use vmsup_tests::netns::{Caller, as_caller};
-use vmsup_tests::wire::Wire;
-use vmsup_tests::{as_root, eventually, tun, user};
-
-fn tenant() -> Caller {
-    (&user::with_subuids()).into()
-}
-
-fn attacker() -> Caller {
-    (&user::second_tenant()).into()
-}
-
-/// A network for both: the worst that can be shared.
-fn shared(more: &str) -> NetHost {
-    let (one, other) = (user::with_subuids().name, user::second_tenant().name);
-    NetHost::start(&format!(
-        "[[network]]\nname = \"default\"\nbridge = \"vmsup0\"\nsubnet = \"10.77.0.1/24\"\nusers = [\"{one}\", \"{other}\"]\n\
-         leases = 300\npool = 0\n{more}"
-    ))
-}
+use vmsup_tests::netd::{Client, NetHost, stranger, tenant, wanted};
+use vmsup_tests::{as_root, eventually};
 
 /// Past the typed end. False where netd has hung up already.
 fn send_raw(socket: &impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> bool {
@@ -55,13 +35,13 @@ fn peers_that_say_nothing_or_half_a_frame_are_in_nobodys_way() {
     if !as_root("peers_that_say_nothing_or_half_a_frame_are_in_nobodys_way") {
         return;
     }
-    let host = shared("");
+    let host = NetHost::shared();
     let fds = host.fds();
-    let silent: Vec<OwnedFd> = (0..4).map(|_| host.connect(&attacker())).collect();
+    let silent: Vec<OwnedFd> = (0..4).map(|_| host.connect(&stranger())).collect();
     let request = encoded(&Request::Lease(wanted("default", 1)));
     let mut greeted = Vec::new();
     for cut in [1, request.len() / 2, request.len() - 1] {
-        let client = host.client(attacker());
+        let client = host.client(stranger());
         send_raw(&client.channel, &request[..cut], &[]);
         greeted.push(client);
     }
@@ -76,7 +56,7 @@ fn peers_that_say_nothing_or_half_a_frame_are_in_nobodys_way() {
         hung_up(&channel);
     }
     eventually("the fds of before", || host.fds() <= fds);
-    assert!(host.client(attacker()).leases().is_empty());
+    assert!(host.client(stranger()).leases().is_empty());
 }
 
 #[test]
@@ -84,8 +64,8 @@ fn a_silent_peer_that_was_greeted_is_dropped_too() {
     if !as_root("a_silent_peer_that_was_greeted_is_dropped_too") {
         return;
     }
-    let host = shared("");
-    let client = host.client(attacker());
+    let host = NetHost::shared();
+    let client = host.client(stranger());
     assert_eq!(client.leases(), []);
     hung_up(&client.channel);
     host.works(tenant(), "default");
@@ -108,14 +88,14 @@ fn ten_thousand_random_frames_change_nothing() {
     if !as_root("ten_thousand_random_frames_change_nothing") {
         return;
     }
-    let host = shared("");
+    let host = NetHost::shared();
     let fds = host.fds();
     let victim = host.client(tenant()).lease("default", 1).unwrap();
     let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15);
     let good = encoded(&Request::Lease(Wanted { mac_suffix: Some([1, 2, 3]), ..wanted("default", 7) }));
     let mut client: Option<Client> = None;
     for n in 0..10_000u32 {
-        let peer = client.get_or_insert_with(|| host.client(attacker()));
+        let peer = client.get_or_insert_with(|| host.client(stranger()));
         let mut frame = match n % 3 {
             0 => good.clone(),
             _ => (0..numbers.next() % 300).map(|_| numbers.next() as u8).collect(),
@@ -140,7 +120,7 @@ fn ten_thousand_random_frames_change_nothing() {
     }
     drop(client);
     // What it got by luck it may keep; it is its own.
-    let theirs = host.client(attacker());
+    let theirs = host.client(stranger());
     for lease in theirs.leases() {
         theirs.release(lease.id).unwrap();
     }
@@ -154,7 +134,7 @@ fn fds_that_nobody_asked_for_are_closed_and_their_sender_dropped() {
     if !as_root("fds_that_nobody_asked_for_are_closed_and_their_sender_dropped") {
         return;
     }
-    let host = shared("");
+    let host = NetHost::shared();
     let fds = host.fds();
     let (reader, writer) = std::io::pipe().unwrap();
     let flood = vec![writer.as_fd(); 253];
@@ -163,11 +143,11 @@ fn fds_that_nobody_asked_for_are_closed_and_their_sender_dropped() {
     for n in 0..100 {
         // With the greeting, and with a request.
         if n % 2 == 0 {
-            let socket = host.connect(&attacker());
+            let socket = host.connect(&stranger());
             send_raw(&socket, &[0; 20], &flood);
             peers.push(ipc::Channel::<Request, Reply>::new(socket));
         } else {
-            let client = host.client(attacker());
+            let client = host.client(stranger());
             send_raw(&client.channel, &request, if n % 3 == 0 { &flood[..1] } else { &flood });
             peers.push(client.channel);
         }
@@ -185,7 +165,7 @@ fn fds_that_nobody_asked_for_are_closed_and_their_sender_dropped() {
     // The pipe's end is seen only when every copy of the write end is closed.
     assert_eq!(std::io::Read::read(&mut &reader, &mut [0u8; 1]).unwrap(), 0);
     eventually("the fds of before", || host.fds() <= fds);
-    assert!(host.client(attacker()).leases().is_empty());
+    assert!(host.client(stranger()).leases().is_empty());
     host.works(tenant(), "default");
 }
 
@@ -194,12 +174,12 @@ fn two_hundred_connections_at_once_leave_room_for_another_uid() {
     if !as_root("two_hundred_connections_at_once_leave_room_for_another_uid") {
         return;
     }
-    let mut host = shared("");
+    let mut host = NetHost::shared();
     let fds = host.fds();
     let held = host.client(tenant());
     let crowd: Vec<OwnedFd> = (0..200)
         .filter_map(|n| {
-            let socket = host.try_connect(&attacker()).ok()?;
+            let socket = host.try_connect(&stranger()).ok()?;
             if n % 2 == 0 {
                 let channel = ipc::Channel::<Request, Reply>::new(socket);
                 let _ = channel.greet(NAME, VERSION, 0);
@@ -214,7 +194,7 @@ fn two_hundred_connections_at_once_leave_room_for_another_uid() {
     host.works(tenant(), "default");
     drop(held);
     drop(crowd);
-    host.works(attacker(), "default");
+    host.works(stranger(), "default");
     eventually("the fds of before", || host.fds() <= fds);
 }
 
@@ -223,9 +203,9 @@ fn a_peer_that_reads_no_answers_costs_no_memory() {
     if !as_root("a_peer_that_reads_no_answers_costs_no_memory") {
         return;
     }
-    let host = shared("");
+    let host = NetHost::shared();
     let before = host.memory_kib();
-    let clients: Vec<Client> = (0..8).map(|_| host.client(attacker())).collect();
+    let clients: Vec<Client> = (0..8).map(|_| host.client(stranger())).collect();
     for client in &clients {
         rustix::io::ioctl_fionbio(&client.channel, true).unwrap();
         for _ in 0..5000 {
@@ -243,9 +223,9 @@ fn leases_of_others_stay_out_of_reach_for_crafted_numbers() {
     if !as_root("leases_of_others_stay_out_of_reach_for_crafted_numbers") {
         return;
     }
-    let host = shared("");
+    let host = NetHost::shared();
     let victim = host.client(tenant()).lease("default", 42).unwrap();
-    let thief = host.client(attacker());
+    let thief = host.client(stranger());
     for id in (0..200).chain([u64::MAX, u64::MAX - 1, 1 << 32, victim.lease.id.0 | 1 << 32]) {
         assert!(thief.release(LeaseId(id)).is_err());
     }
@@ -254,175 +234,4 @@ fn leases_of_others_stay_out_of_reach_for_crafted_numbers() {
     assert_ne!(own.lease.address, victim.lease.address);
     thief.release(own.lease.id).unwrap();
     assert!(victim.passes() && host.client(tenant()).leases().len() == 1);
-}
-
-/// A victim and an attacker in one network, and the attacker's TAP in the attacker's hands.
-struct Holders {
-    host: NetHost,
-    victim: Wire,
-    hostile: Wire,
-}
-
-fn holders(queues: u8) -> Holders {
-    let host = shared("");
-    let victim = host.client(tenant()).lease("default", 1).unwrap();
-    let hostile = host.client(attacker()).lease_of(Wanted { queues, ..wanted("default", 2) }).unwrap();
-    assert!(victim.passes() && hostile.passes());
-    Holders { host, victim, hostile }
-}
-
-impl Holders {
-    /// What the attacker does with its TAP, in the host's namespace, without a capability.
-    fn attack<T: Send>(&self, work: impl FnOnce(&OwnedFd) -> T + Send) -> T {
-        let tap = &self.hostile.queues[0];
-        self.host.inside.run(|| as_caller(&attacker(), || work(tap)))
-    }
-
-    /// The victim answers the host, and its frames are let through.
-    fn victim_is_reached(&self) {
-        self.victim.answering(|_| {
-            eventually("an answer of the victim's", || {
-                // Not from what the host still remembers.
-                self.host.inside.feed(&["ip", "neigh", "flush", "all"], "");
-                self.host.inside.ping(self.victim.lease.address, 0)
-            });
-        });
-        eventually("the victim's frames to pass", || self.victim.passes());
-    }
-
-    fn interface_goes(&self) {
-        let name = &self.hostile.lease.interface;
-        eventually("the hostile interface to go", || !self.host.ports().contains(name));
-        eventually("its elements to go", || !self.host.leased(name));
-        eventually("its lease to end", || self.host.client(attacker()).leases().is_empty());
-    }
-}
-
-#[test]
-fn a_tap_that_is_made_to_persist_goes_all_the_same() {
-    if !as_root("a_tap_that_is_made_to_persist_goes_all_the_same") {
-        return;
-    }
-    let holders = holders(1);
-    holders.attack(|tap| tun::set(tap, tun::TUNSETPERSIST, 1)).unwrap();
-    holders.interface_goes();
-    holders.victim_is_reached();
-    // And where the flag is set in the last moment.
-    let late = holders.host.client(attacker()).lease("default", 3).unwrap();
-    tun::set(&late.queues[0], tun::TUNSETPERSIST, 1).unwrap();
-    drop(late);
-    eventually("no port but the victim's", || holders.host.ports() == [holders.victim.lease.interface.clone()]);
-}
-
-#[test]
-fn a_tap_that_takes_another_vms_address_harms_only_itself() {
-    if !as_root("a_tap_that_takes_another_vms_address_harms_only_itself") {
-        return;
-    }
-    let bridge_mac = |h: &Holders| h.host.mac("vmsup0");
-    type Chosen = fn(&Holders, [u8; 6]) -> [u8; 6];
-    let choices: [(&str, Chosen); 4] = [
-        ("the victim's", |h, _| h.victim.lease.mac),
-        ("the bridge's", |_, bridge| bridge),
-        ("its own guest's", |h, _| h.hostile.lease.mac),
-        ("anything", |_, _| [2, 9, 9, 9, 9, 9]),
-    ];
-    for (what, chosen) in choices {
-        let holders = holders(1);
-        let mac = chosen(&holders, bridge_mac(&holders));
-        // The kernel refuses some by itself.
-        let changed = holders.attack(|tap| tun::set_mac(tap, mac)).is_ok();
-        if changed {
-            holders.interface_goes();
-        }
-        holders.victim_is_reached();
-        let entries = holders.host.inside.json(&["bridge", "-j", "fdb", "show", "br", "vmsup0"]);
-        let victim = holders.victim.lease.mac.map(|b| format!("{b:02x}")).join(":");
-        let to: Vec<&str> = entries
-            .as_array()
-            .unwrap()
-            .iter()
-            .filter(|e| e["mac"] == victim.as_str())
-            .filter_map(|e| e["ifname"].as_str())
-            .collect();
-        assert_eq!(to, [holders.victim.lease.interface.as_str()], "{what}: {entries}");
-        assert!(changed || what != "the victim's", "the attack was possible");
-    }
-}
-
-#[test]
-fn nobody_attaches_to_a_tap_a_second_time() {
-    if !as_root("nobody_attaches_to_a_tap_a_second_time") {
-        return;
-    }
-    for queues in [1, 2] {
-        let holders = holders(queues);
-        for name in [&holders.hostile.lease.interface, &holders.victim.lease.interface] {
-            for several in [false, true] {
-                let refused = holders.attack(|_| tun::attach(name, several)).unwrap_err();
-                let code = refused.raw_os_error();
-                let codes = [Some(libc::EPERM), Some(libc::EBUSY), Some(libc::EINVAL)];
-                assert!(codes.contains(&code), "{name}: {refused}");
-            }
-        }
-        // A holder can name another owner, itself for instance: that is seen, and the interface goes.
-        let uid = u64::from(attacker().uid);
-        holders.attack(|tap| tun::set(tap, tun::TUNSETOWNER, uid)).unwrap();
-        holders.interface_goes();
-        holders.victim_is_reached();
-    }
-}
-
-#[test]
-fn a_tap_given_to_a_group_goes() {
-    if !as_root("a_tap_given_to_a_group_goes") {
-        return;
-    }
-    let holders = holders(1);
-    let gid = u64::from(attacker().gid);
-    holders.attack(|tap| tun::set(tap, tun::TUNSETGROUP, gid)).unwrap();
-    holders.interface_goes();
-    holders.victim_is_reached();
-}
-
-#[test]
-fn other_offloads_and_no_carrier_are_the_holders_own_loss() {
-    if !as_root("other_offloads_and_no_carrier_are_the_holders_own_loss") {
-        return;
-    }
-    let holders = holders(1);
-    for offloads in [0, 0x1f, 0x61f, 1] {
-        let _ = holders.attack(|tap| tun::set(tap, tun::TUNSETOFFLOAD, offloads));
-        holders.victim_is_reached();
-    }
-    // The carrier: an int behind a pointer.
-    let down = 0i32;
-    let _ = holders.attack(|tap| tun::set(tap, tun::TUNSETCARRIER, (&raw const down) as u64));
-    holders.victim_is_reached();
-    let name = holders.hostile.lease.interface.clone();
-    drop(holders.hostile);
-    eventually("the interface to go with its holder", || !holders.host.ports().contains(&name));
-}
-
-#[test]
-fn a_flood_of_frames_from_one_tap_leaves_netd_and_its_neighbour_alone() {
-    if !as_root("a_flood_of_frames_from_one_tap_leaves_netd_and_its_neighbour_alone") {
-        return;
-    }
-    let holders = holders(1);
-    let packet =
-        holders.hostile.packet(holders.host.mac("vmsup0"), [192, 0, 2, 2].into(), UDP, &frames::udp(1, 2, &[0; 1000]));
-    let over = std::sync::atomic::AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !over.load(std::sync::atomic::Ordering::Relaxed) {
-                let _ = holders.hostile.send(&packet);
-            }
-        });
-        for _ in 0..20 {
-            holders.host.works(tenant(), "default");
-        }
-        holders.victim_is_reached();
-        over.store(true, std::sync::atomic::Ordering::Relaxed);
-    });
 }

@@ -3,14 +3,9 @@
 
 use netd_api::{Forward, Protocol, Refusal, Reply, Request};
 use rustix::process::Signal;
-use vmsup_tests::netd::{NetHost, UPLINK, default_network, wanted};
-use vmsup_tests::netns::Caller;
+use vmsup_tests::netd::{NetHost, UPLINK, default_network, tenant, wanted};
 use vmsup_tests::wire::Wire;
-use vmsup_tests::{as_root, eventually, user};
-
-fn tenant() -> Caller {
-    (&user::with_subuids()).into()
-}
+use vmsup_tests::{as_root, eventually};
 
 fn forward(host: u16) -> Forward {
     Forward { protocol: Protocol::Tcp, host, guest: 80 }
@@ -77,7 +72,8 @@ fn a_journal_that_is_damaged_or_of_another_boot_costs_leases_not_the_start() {
     if !as_root("a_journal_that_is_damaged_or_of_another_boot_costs_leases_not_the_start") {
         return;
     }
-    let damages: [(&str, fn(&str) -> Vec<u8>); 5] = [
+    type Damage = fn(&str) -> Vec<u8>;
+    let damages: [(&str, Damage); 5] = [
         ("empty", |_| Vec::new()),
         ("cut within its last line", |text| text.as_bytes()[..text.len() - 5].to_vec()),
         ("of another boot", |text| {
@@ -244,7 +240,7 @@ fn a_thousand_leases_and_releases_leave_nothing() {
     let cycle = |vm: u64| {
         let wire = client.lease_with("default", vm, &[forward(8080 + (vm % 8) as u16)]).unwrap();
         // By its owner's word, or by the end of its TAP.
-        if vm % 2 == 0 {
+        if vm.is_multiple_of(2) {
             client.release(wire.lease.id).unwrap();
         }
         drop(wire);

@@ -2,8 +2,7 @@
 //! to start it.
 
 use std::collections::BTreeMap;
-use vmsup_tests::netd::{NetHost, default_network};
-use vmsup_tests::netns::Caller;
+use vmsup_tests::netd::{NetHost, default_network, tenant};
 use vmsup_tests::{as_root, eventually, names, user};
 
 /// Sockets of a netd without peers.
@@ -11,10 +10,6 @@ const SOCKETS: usize = 5;
 
 /// CAP_NET_ADMIN is number 12 (linux/capability.h).
 const NET_ADMIN: u64 = 1 << 12;
-
-fn tenant() -> Caller {
-    (&user::with_subuids()).into()
-}
 
 fn status(pid: i32) -> BTreeMap<String, String> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();

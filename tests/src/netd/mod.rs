@@ -9,10 +9,8 @@
 
 use crate::netns::{Caller, Netns, as_caller};
 use crate::user::{self, User};
-use crate::wire::Wire;
 use crate::{Scratch, eventually, program};
 use ipc::Channel;
-use netd_api::{Forward, Lease, LeaseId, LeaseInfo, NetworkInfo, Refusal, Reply, Request, Status, VmId, Wanted};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
@@ -20,6 +18,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
+
+mod client;
+mod seen;
+pub use client::{Client, wanted};
 
 /// The host's address on its uplink.
 pub const UPLINK: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -45,6 +47,16 @@ pub fn default_network(more: &str) -> String {
     )
 }
 
+/// The user of whom `vmsup-test`'s supervisor is, as a caller of netd.
+pub fn tenant() -> Caller {
+    (&user::with_subuids()).into()
+}
+
+/// Another user, of whom [`default_network`] knows nothing.
+pub fn stranger() -> Caller {
+    (&user::second_tenant()).into()
+}
+
 /// A namespace that plays the host, and its netd.
 pub struct NetHost {
     /// The host.
@@ -65,6 +77,22 @@ impl NetHost {
     /// A host with rules loaded, forwarding packets, and netd serving.
     pub fn start(config: &str) -> NetHost {
         NetHost::start_wrapped(&[], config)
+    }
+
+    /// With the network `default` without warm TAPs, `more` are lines of it, and a client who may use it.
+    pub fn with_default(more: &str) -> (NetHost, Client) {
+        let host = NetHost::start(&default_network(&format!("pool = 0\n{more}")));
+        let client = host.client(tenant());
+        (host, client)
+    }
+
+    /// With one network for [`tenant`] and [`stranger`]: the worst that two can share.
+    pub fn shared() -> NetHost {
+        let (one, other) = (user::with_subuids().name, user::second_tenant().name);
+        NetHost::start(&format!(
+            "[[network]]\nname = \"default\"\nbridge = \"vmsup0\"\nsubnet = \"10.77.0.1/24\"\nusers = [\"{one}\", \"{other}\"]\n\
+             leases = 300\npool = 0\n"
+        ))
     }
 
     /// As [`NetHost::start`], with a program in front that execs netd (`setpriv`, say).
@@ -247,81 +275,6 @@ impl NetHost {
         std::fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
-    /// How many fds it has open.
-    pub fn fds(&self) -> usize {
-        crate::names(format!("/proc/{}/fd", self.pid())).len()
-    }
-
-    /// Memory of its own, KiB.
-    ///
-    /// # Panics
-    /// Where the kernel does not say.
-    pub fn memory_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find_map(|l| l.strip_prefix("RssAnon:")).expect("RssAnon");
-        line.split_whitespace().next().unwrap().parse().unwrap()
-    }
-
-    /// Names of the interfaces `vt<n>`, sorted.
-    pub fn ports(&self) -> Vec<String> {
-        let links = self.inside.json(&["ip", "-j", "link", "show"]);
-        let mut ports: Vec<String> = links
-            .as_array()
-            .unwrap()
-            .iter()
-            .filter_map(|link| Some(link["ifname"].as_str()?.to_owned()))
-            .filter(|name| name.starts_with("vt"))
-            .collect();
-        ports.sort();
-        ports
-    }
-
-    /// Elements of a set or map (`bridge vmsup leases`, `inet vmsup forwards`), as nft prints them in JSON.
-    ///
-    /// # Panics
-    /// Where there is none of that name.
-    pub fn elements(&self, set: &str) -> Vec<serde_json::Value> {
-        let name: Vec<&str> = set.split(' ').collect();
-        let kind = if name[2] == "forwards" { "map" } else { "set" };
-        let all = self.inside.json(&["nft", "-j", "list", kind, name[0], name[1], name[2]]);
-        let found = all["nftables"].as_array().unwrap().iter().find_map(|item| item.get(kind));
-        found.expect("the set")["elem"].as_array().cloned().unwrap_or_default()
-    }
-
-    /// True where a port may send at all.
-    pub fn leased(&self, port: &str) -> bool {
-        self.elements("bridge vmsup leases").iter().any(|element| element.to_string().contains(&format!("\"{port}\"")))
-    }
-
-    /// Packets that each named counter of the rules has seen, `bridge NAME` or `inet NAME`, where it is not none.
-    ///
-    /// # Panics
-    /// Where there are no counters.
-    pub fn counters(&self) -> std::collections::BTreeMap<String, u64> {
-        let all = self.inside.json(&["nft", "-j", "list", "counters"]);
-        let named = all["nftables"].as_array().unwrap().iter().filter_map(|item| item.get("counter"));
-        named
-            .map(|c| {
-                (format!("{} {}", c["family"], c["name"]).replace('"', ""), c["packets"].as_u64().expect("packets"))
-            })
-            .filter(|(_, packets)| *packets > 0)
-            .collect()
-    }
-
-    /// The MAC of an interface.
-    ///
-    /// # Panics
-    /// Where there is none of that name.
-    pub fn mac(&self, interface: &str) -> [u8; 6] {
-        let link = self.inside.json(&["ip", "-j", "link", "show", "dev", interface]);
-        let text = link[0]["address"].as_str().expect("an address").to_owned();
-        let mut mac = [0; 6];
-        for (byte, digits) in mac.iter_mut().zip(text.split(':')) {
-            *byte = u8::from_str_radix(digits, 16).unwrap();
-        }
-        mac
-    }
-
     /// A client of netd's that is `who` to it, after the greeting.
     ///
     /// # Panics
@@ -329,7 +282,7 @@ impl NetHost {
     pub fn client(&self, who: impl Into<Caller>) -> Client {
         let channel = Channel::new(self.connect(&who.into()));
         channel.handshake(netd_api::NAME, netd_api::VERSION, 0).unwrap();
-        Client { channel }
+        Client::new(channel)
     }
 
     /// A connection of `who`'s that has said nothing yet. A read gives up after half a minute.
@@ -364,22 +317,6 @@ impl NetHost {
         let wire = client.lease(network, u64::MAX).unwrap();
         assert_eq!(client.release(wire.lease.id), Ok(()));
     }
-
-    /// Waits until there are so many ports, so many elements of leases, and netd holds the fds of so many TAPs.
-    pub fn nothing_but(&self, ports: usize, taps: usize) {
-        eventually("so many ports", || self.ports().len() == ports);
-        eventually("so many elements", || self.elements("bridge vmsup leases").len() == ports);
-        eventually("so many TAPs", || crate::tun::held(self.pid()).len() == taps);
-    }
-
-    /// Waits until no port is left but `warm` ones, and no element of a lease but theirs, no forward, no lease.
-    pub fn nothing_left(&self, warm: usize, who: impl Into<Caller>) {
-        let client = self.client(who);
-        eventually("no leases", || client.leases().is_empty());
-        eventually("no port but the warm ones", || self.ports().len() == warm);
-        eventually("no lease element but the warm ones", || self.elements("bridge vmsup leases").len() == warm);
-        eventually("no forwards", || self.elements("inet vmsup forwards").is_empty());
-    }
 }
 
 impl Drop for NetHost {
@@ -395,121 +332,4 @@ impl Drop for NetHost {
             eprintln!("--- log of netd:\n{}", self.log());
         }
     }
-}
-
-/// Somebody who speaks netd's protocol.
-#[derive(Debug)]
-pub struct Client {
-    /// After the greeting.
-    pub channel: Channel<Request, Reply>,
-}
-
-/// What a VM usually wants; netd keeps TAPs of this kind warm.
-pub fn wanted(network: &str, vm: u64) -> Wanted {
-    let network = network.to_owned();
-    Wanted { network, vm: VmId(vm), queues: 1, offloads: true, mac_suffix: None, forwards: Vec::new() }
-}
-
-impl Client {
-    /// One question, one answer.
-    ///
-    /// # Panics
-    /// Where netd does not answer.
-    pub fn ask(&self, request: &Request) -> (Reply, Vec<OwnedFd>) {
-        self.channel.send(request, &[]).unwrap();
-        self.channel.receive().unwrap()
-    }
-
-    /// A plain lease.
-    ///
-    /// # Errors
-    /// Why netd refused it.
-    pub fn lease(&self, network: &str, vm: u64) -> Result<Wire, Refusal> {
-        self.lease_of(wanted(network, vm))
-    }
-
-    /// A plain lease with forwards.
-    ///
-    /// # Errors
-    /// Why netd refused it.
-    pub fn lease_with(&self, network: &str, vm: u64, forwards: &[Forward]) -> Result<Wire, Refusal> {
-        self.lease_of(Wanted { forwards: forwards.to_vec(), ..wanted(network, vm) })
-    }
-
-    /// A lease.
-    ///
-    /// # Errors
-    /// Why netd refused it.
-    ///
-    /// # Panics
-    /// Where the answer is about something else.
-    pub fn lease_of(&self, wanted: Wanted) -> Result<Wire, Refusal> {
-        match self.ask(&Request::Lease(wanted)) {
-            (Reply::Leased(lease), queues) => Ok(Wire { queues, lease: check(lease) }),
-            (Reply::Refused(why), _) => Err(why),
-            (other, _) => panic!("{other:?}"),
-        }
-    }
-
-    /// Gives a lease back.
-    ///
-    /// # Errors
-    /// Why netd refused that.
-    ///
-    /// # Panics
-    /// Where the answer is about something else.
-    pub fn release(&self, lease: LeaseId) -> Result<(), Refusal> {
-        match self.ask(&Request::Release { lease }).0 {
-            Reply::Released => Ok(()),
-            Reply::Refused(why) => Err(why),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// The networks that this caller may use.
-    ///
-    /// # Panics
-    /// Where the answer is about something else.
-    pub fn networks(&self) -> Vec<NetworkInfo> {
-        match self.ask(&Request::Networks).0 {
-            Reply::Networks(all) => all,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// This caller's leases, all pages.
-    ///
-    /// # Panics
-    /// Where the answer is about something else, or a page does not follow the one before.
-    pub fn leases(&self) -> Vec<LeaseInfo> {
-        let mut all: Vec<LeaseInfo> = Vec::new();
-        loop {
-            let after = all.last().map_or(LeaseId(0), |l| l.id);
-            let Reply::Leases(page) = self.ask(&Request::Leases { after }).0 else { panic!("Leases is answered so") };
-            assert!(page.len() <= netd_api::PAGE && page.iter().all(|l| l.id > after), "{page:?}");
-            let full = page.len() == netd_api::PAGE;
-            all.extend(page);
-            if !full {
-                return all;
-            }
-        }
-    }
-
-    /// How netd is.
-    ///
-    /// # Panics
-    /// Where the answer is about something else.
-    pub fn status(&self) -> Status {
-        match self.ask(&Request::Status).0 {
-            Reply::Status(status) => status,
-            other => panic!("{other:?}"),
-        }
-    }
-}
-
-/// What is true of every lease.
-fn check(lease: Lease) -> Lease {
-    assert_eq!(lease.mac[..3], [0x02, 0x76, 0x6d], "{lease:?}");
-    assert!(lease.interface.starts_with("vt") && lease.address != lease.gateway, "{lease:?}");
-    lease
 }
