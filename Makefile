@@ -2,12 +2,14 @@
 
 PREFIX ?= /usr/local
 DESTDIR ?=
+SYSCONFDIR ?= /etc
 programs := vmsup vmsup-jailer vmsup-worker vmsup-netd
 crates := -p vmsup -p jailer -p vmm-worker -p helper-netd
+bin := $(or $(VMSUP_BIN),target/bin)
 target := $(or $(CARGO_TARGET_DIR),target)
 release := $(target)/x86_64-unknown-linux-gnu/release
 
-.PHONY: all deps build guests test-programs demo test bench lint install clean
+.PHONY: all deps build guests test-programs demo test bench lint install install-files clean
 all: build
 
 ## Installs what is missing (as root), or names it.
@@ -47,13 +49,31 @@ lint:
 	@tests/lint
 
 install: build
-	install -d $(DESTDIR)$(PREFIX)/bin
-	install -m 755 $(addprefix target/bin/,$(programs)) $(DESTDIR)$(PREFIX)/bin/
-	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
-		$(DESTDIR)$(PREFIX)/share/vmsup/examples
-	target/bin/vmsup man $(DESTDIR)$(PREFIX)/share/man/man1
-	target/bin/vmsup completions bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/vmsup
+	@$(MAKE) --no-print-directory install-files
+
+## What is built already, and what goes with it: units and their surroundings below PREFIX, what a host's root edits in
+## SYSCONFDIR. A netd.toml that is there stays.
+install-files:
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin share/man/man1 share/bash-completion/completions share/vmsup/examples \
+		lib/systemd/system lib/systemd/user lib/sysusers.d lib/tmpfiles.d lib/sysctl.d lib/udev/rules.d) \
+		$(DESTDIR)$(SYSCONFDIR)/vmsup $(DESTDIR)$(SYSCONFDIR)/apparmor.d
+	install -m 755 $(addprefix $(bin)/,$(programs)) $(DESTDIR)$(PREFIX)/bin/
+	$(bin)/vmsup man $(DESTDIR)$(PREFIX)/share/man/man1
+	$(bin)/vmsup completions bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/vmsup
 	install -m 644 examples/*.json $(DESTDIR)$(PREFIX)/share/vmsup/examples/
+	install -m 644 policies/nft/vmsup.nft packaging/netd.toml docs/networks.md $(DESTDIR)$(PREFIX)/share/vmsup/
+	install -m 755 packaging/subids $(DESTDIR)$(PREFIX)/share/vmsup/
+	@set -e; place() { \
+		sed 's|@BINDIR@|$(PREFIX)/bin|g; s|@DATADIR@|$(PREFIX)/share|g' "$$1" >"$$2/$${1##*/}"; \
+		chmod 644 "$$2/$${1##*/}"; echo "$$2/$${1##*/}"; }; \
+	for file in packaging/systemd/system/*; do place "$$file" $(DESTDIR)$(PREFIX)/lib/systemd/system; done; \
+	for file in packaging/systemd/user/*; do place "$$file" $(DESTDIR)$(PREFIX)/lib/systemd/user; done; \
+	for folder in sysusers.d tmpfiles.d sysctl.d; do \
+		for file in packaging/$$folder/*; do place "$$file" $(DESTDIR)$(PREFIX)/lib/$$folder; done; done; \
+	for file in packaging/udev/*; do place "$$file" $(DESTDIR)$(PREFIX)/lib/udev/rules.d; done; \
+	for file in packaging/apparmor/*; do place "$$file" $(DESTDIR)$(SYSCONFDIR)/apparmor.d; done
+	@if [ ! -e $(DESTDIR)$(SYSCONFDIR)/vmsup/netd.toml ]; then \
+		install -m 644 packaging/netd.toml $(DESTDIR)$(SYSCONFDIR)/vmsup/netd.toml; fi
 
 clean:
 	rm -rf target/bin target/guest target/testhost target/test-logs target/bench

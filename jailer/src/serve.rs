@@ -58,7 +58,9 @@ pub fn serve(options: Options) -> Result<(), Error> {
     allow_all_files();
     let stdin = sys::take_stdin();
     if rustix::net::sockopt::socket_type(&stdin) != Ok(rustix::net::SocketType::SEQPACKET) {
-        return Err(Error::Usage("serve is started by vmsup serve, with a channel as its standard input".into()));
+        return Err(Error::Usage(
+            "serve is started by vmsup serve or by vmsup-jailer.socket, with a channel as its standard input".into(),
+        ));
     }
     let channel = Channel::new(stdin);
     let _alone = alone_in_this_directory()?;
@@ -76,6 +78,7 @@ pub fn serve(options: Options) -> Result<(), Error> {
         prepared = Prepared::default();
     }
     let facts = Facts {
+        pid: rustix::process::getpid().as_raw_nonzero().get(),
         uids,
         cgroup: cgroup.as_ref().map(|c| c.path().display().to_string()).map_err(Clone::clone),
         pool: options.pool,

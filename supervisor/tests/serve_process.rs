@@ -23,7 +23,12 @@ fn fake_jailer() {
     }
     let channel = Channel::<Reply, Request>::new(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
     channel.handshake(jail_spec::NAME, jail_spec::VERSION, 0).unwrap();
-    let facts = Facts { uids: UidSource::Own, cgroup: Err("the test has none".into()), pool: 0 };
+    let facts = Facts {
+        pid: std::process::id() as i32,
+        uids: UidSource::Own,
+        cgroup: Err("the test has none".into()),
+        pool: 0,
+    };
     channel.send(&Reply::Ready(facts), &[]).unwrap();
     while let Ok((request, _)) = channel.receive() {
         if let Request::Make { seq, .. } = request {

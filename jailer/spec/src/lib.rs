@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 /// Name of the protocol in the opening handshake.
 pub const NAME: &str = "vmsup-jailer";
 /// Version of the protocol in the opening handshake.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// The most bytes of a worker's last words that are kept.
 pub const LAST_WORDS_MAX: usize = 400;
 /// The most workers of one jailer, warm ones included.
@@ -125,6 +125,8 @@ impl ipc::Message for Reply {
 /// What a jailer can do on this host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
+    /// Its own pid: a supervisor that found it behind a socket, instead of starting it, learns it from here.
+    pub pid: i32,
     /// Whose uids its workers run as.
     pub uids: UidSource,
     /// Its delegated cgroup v2 directory, or why there is none.

@@ -37,7 +37,7 @@ pub async fn version(State(context): Shared) -> Json<VersionInfo> {
     let jail = &context.jail;
     let alive = *jail.alive().borrow();
     let jailer = JailerInfo {
-        pid: alive.then_some(jail.pid),
+        pid: alive.then_some(jail.facts.pid),
         uids: match jail.facts.uids {
             UidSource::Subordinate { .. } => "subordinate".into(),
             UidSource::Own => "own".into(),

@@ -267,6 +267,12 @@ pub struct Serve {
     /// cgroup. Default: a scope of the systemd user manager, where there is one.
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub cgroup: Option<PathBuf>,
+    /// Socket of a service manager (vmsup-jailer.socket) that starts a jailer for who connects, with the connection as its
+    /// standard input and `workers` in the runtime directory as its working directory. Default: the supervisor starts its
+    /// jailer itself, which takes a supervisor that is not confined by others.
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath,
+        conflicts_with_all = ["jailer", "worker", "pool", "cgroup"])]
+    pub jailer_socket: Option<PathBuf>,
     /// Go to the background once ready, and log to supervisor.log in the runtime directory.
     #[arg(long)]
     pub background: bool,

@@ -8,13 +8,12 @@ use vmsup::serve::{ServeError, ServeOptions, serve as serve_until_told};
 
 /// Runs the supervisor in this process.
 pub fn serve(socket: Option<PathBuf>, args: Serve) -> Result<(), Failure> {
-    let Serve { runtime_dir, pool, jailer, worker, cgroup, netd, background } = args;
-    serve_until_told(ServeOptions { socket, runtime_dir, pool, jailer, worker, cgroup, netd, background }).map_err(
-        |error| Failure {
-            status: if matches!(error, ServeError::Served(_)) { ALREADY_SERVED } else { FAILED },
-            sentence: Some(sentence(&error)),
-        },
-    )
+    let Serve { runtime_dir, pool, jailer, worker, cgroup, jailer_socket, netd, background } = args;
+    let options = ServeOptions { socket, runtime_dir, pool, jailer, worker, cgroup, jailer_socket, netd, background };
+    serve_until_told(options).map_err(|error| Failure {
+        status: if matches!(error, ServeError::Served(_)) { ALREADY_SERVED } else { FAILED },
+        sentence: Some(sentence(&error)),
+    })
 }
 
 /// What is wrong, and what to do where the kernel's word alone does not tell.

@@ -29,8 +29,6 @@ pub struct Jail {
     pidfd: AsyncFd<OwnedFd>,
     /// What it can do on this host.
     pub facts: Facts,
-    /// Its pid.
-    pub pid: i32,
     inner: Mutex<Inner>,
     alive: watch::Sender<bool>,
     /// Slots whose end was heard, on their way to the jailer.
@@ -118,7 +116,6 @@ impl Jail {
         channel: Channel<Request, Reply>,
         ready: OwnedFd,
         facts: Facts,
-        pid: i32,
         pidfd: OwnedFd,
     ) -> std::io::Result<Arc<Jail>> {
         let flags = rustix::fs::fcntl_getfl(&channel)?;
@@ -127,7 +124,7 @@ impl Jail {
         let pidfd = watch(pidfd, Interest::READABLE)?;
         let (forget, mut forgotten) = mpsc::unbounded_channel();
         let (inner, alive) = (Mutex::default(), watch::Sender::new(true));
-        let jail = Arc::new(Jail { channel, ready, pidfd, facts, pid, inner, alive, forget });
+        let jail = Arc::new(Jail { channel, ready, pidfd, facts, inner, alive, forget });
         tokio::spawn({
             let jail = jail.clone();
             async move {
@@ -260,7 +257,7 @@ impl Jail {
     fn lost(&self, error: &ipc::Error) {
         let mut inner = self.lock();
         if !std::mem::replace(&mut inner.gone, true) {
-            tracing::error!(%error, pid = self.pid, "the jailer is gone: running VMs live on, new ones are refused");
+            tracing::error!(%error, pid = self.facts.pid, "the jailer is gone: running VMs live on, new ones are refused");
         }
         for (_, asked) in inner.waiting.drain() {
             let _ = asked.send(Err(MakeError::Gone));
@@ -279,11 +276,11 @@ mod tests {
     #[tokio::test]
     async fn a_jailer_that_tells_of_many_ends_before_it_reads_is_heard_out() {
         let (ours, theirs) = Channel::<Request, Reply>::pair().unwrap();
-        let facts = Facts { uids: UidSource::Own, cgroup: Err("none".into()), pool: 0 };
+        let facts = Facts { pid: std::process::id() as i32, uids: UidSource::Own, cgroup: Err("none".into()), pool: 0 };
         let own = rustix::process::getpid();
         let pidfd = rustix::process::pidfd_open(own, rustix::process::PidfdFlags::empty()).unwrap();
         let ready = ours.as_fd().try_clone_to_owned().unwrap();
-        let jail = Jail::new(ours, ready, facts, own.as_raw_nonzero().get(), pidfd).unwrap();
+        let jail = Jail::new(ours, ready, facts, pidfd).unwrap();
         // More than both sockets hold.
         let ends = 2000;
         let jailer = tokio::task::spawn_blocking(move || {

@@ -2,13 +2,13 @@
 //!
 //! Runs as the user (or the system user `vmsup`), with no_new_privs and a seccomp filter on every thread. Speaks to
 //! four kinds of peers: clients with this user's uid, over HTTP on a Unix socket ([`crate::api`]); one jailer, its
-//! child, started before the filter is in force ([`jail`]); its workers, which are assumed to be compromised
+//! child or a service manager's, there before the filter is in force ([`jail`]); its workers, which are assumed to be compromised
 //! ([`worker`], [`console`]); and the host's netd, where VMs have networks ([`netd`]).
 //!
 //! A supervisor that dies takes its VMs along: its jailer sees it hang up, kills them and leaves.
 //!
 //! [`serve`] is what happens at start, in order. Everything that a filter forbids comes before the filter: making
-//! directories, starting the jailer, opening the log, binding the socket.
+//! directories, starting the jailer or connecting to it, opening the log, binding the socket.
 
 use crate::paths;
 use std::os::fd::OwnedFd;
@@ -66,6 +66,8 @@ pub struct ServeOptions {
     pub worker: Option<PathBuf>,
     /// A delegated cgroup for the workers' leaves; default: a scope of the user's service manager, where there is one.
     pub cgroup: Option<PathBuf>,
+    /// Where a service manager starts a jailer for who connects; default: the jailer is our child.
+    pub jailer_socket: Option<PathBuf>,
     /// netd's socket; default: [`paths::netd_socket`].
     pub netd: Option<PathBuf>,
     /// Leave the terminal, log to a file, and say `ready` on stdout.
@@ -105,6 +107,14 @@ pub enum ServeError {
     /// The jailer could not be started.
     #[error("the jailer could not be started: {0}")]
     Start(#[source] std::io::Error),
+    /// There is a socket for jailers, and none behind it that can be used.
+    #[error("the jailer behind {}: {why}", .path.display())]
+    JailerSocket {
+        /// The socket.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        why: String,
+    },
     /// The jailer said nothing in time.
     #[error("the jailer did not become ready in 10 s; its messages are in the supervisor's log")]
     Silent,
@@ -191,14 +201,17 @@ fn prepare(
 ) -> Result<(Runtime, Ready), ServeError> {
     let programs = paths::program_dir().map_err(|e| ServeError::System("finding our own executable", e))?;
     let host = Host::open(rundir)?;
-    let jailer = jailer::start(&jailer::JailerOptions {
-        jailer: options.jailer.clone().unwrap_or_else(|| programs.join("vmsup-jailer")),
-        worker: options.worker.clone().unwrap_or_else(|| programs.join("vmsup-worker")),
-        pool: options.pool,
-        cgroup: options.cgroup.clone(),
-        dir: rundir.workers_path(),
-        log: starter.map(|s| s.log()).transpose()?,
-    })?;
+    let jailer = match &options.jailer_socket {
+        Some(socket) => jailer::connect(socket, rundir)?,
+        None => jailer::start(&jailer::JailerOptions {
+            jailer: options.jailer.clone().unwrap_or_else(|| programs.join("vmsup-jailer")),
+            worker: options.worker.clone().unwrap_or_else(|| programs.join("vmsup-worker")),
+            pool: options.pool,
+            cgroup: options.cgroup.clone(),
+            dir: rundir.workers_path(),
+            log: starter.map(|s| s.log()).transpose()?,
+        })?,
+    };
     // After the jailer was started: it and its workers inherit neither the raised limit nor the blocked signals.
     let budget = budget::Budget::of(confine::raise_nofile());
     let signals = signals::block()?;
@@ -231,7 +244,7 @@ fn confined(
     if let Some(starter) = starter {
         starter.ready();
     }
-    tracing::info!(socket = %socket.display(), jailer = ready.jailer.child.id(), "serving");
+    tracing::info!(socket = %socket.display(), jailer = ready.jailer.facts.pid, "serving");
     runtime.block_on(run::run(ready, socket))
 }
 

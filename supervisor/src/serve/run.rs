@@ -46,13 +46,15 @@ pub fn runtime() -> Result<Runtime, ServeError> {
 pub async fn run(ready: Ready, socket: &Path) -> Result<(), ServeError> {
     let system = |e| ServeError::System("registering with the reactor", e);
     let Ready { jailer, host, netd, budget, listener, signals } = ready;
-    let super::jailer::Jailer { channel, child, ready, pidfd, reaper, facts } = jailer;
-    let jail = Jail::new(channel, ready, facts, child.id() as i32, pidfd).map_err(system)?;
+    let super::jailer::Jailer { channel, child, ready, pidfd, facts } = jailer;
+    let jail = Jail::new(channel, ready, facts, pidfd).map_err(system)?;
     let netd = Netd::new(netd, netd::DEADLINE, netd::TUN);
     let registry = Registry::new(host.first_id, &budget);
     let starts = Arc::new(Semaphore::new(budget.starts));
     let context = Arc::new(Context { host, jail, netd, registry, deadlines: Default::default(), starts });
-    tokio::spawn(reap(child, reaper));
+    if let Some((child, pidfd)) = child {
+        tokio::spawn(reap(child, pidfd));
+    }
     let listener = tokio::net::UnixListener::from_std(listener).map_err(system)?;
     let connections = listen::Connections::new(budget.connections);
     let accepting = tokio::spawn(listen::accept(listener, context.clone(), connections.clone()));

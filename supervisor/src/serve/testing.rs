@@ -226,10 +226,15 @@ impl Bench {
             sender,
         };
         std::thread::spawn(move || fake.run());
-        let facts = Facts { uids: UidSource::Own, cgroup: Err("the test has none".into()), pool: 0 };
+        let facts = Facts {
+            pid: std::process::id() as i32,
+            uids: UidSource::Own,
+            cgroup: Err("the test has none".into()),
+            pool: 0,
+        };
         let pidfd = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).unwrap();
         let ready = ours.as_fd().try_clone_to_owned().unwrap();
-        let jail = Jail::new(ours, ready, facts, std::process::id() as i32, pidfd).unwrap();
+        let jail = Jail::new(ours, ready, facts, pidfd).unwrap();
         let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
         let host = Host {
             kvm: std::fs::File::open("/dev/null").unwrap().into(),
