@@ -215,10 +215,10 @@ fn localhost_leads_to_a_forward_where_it_is_said() {
     if !as_root("localhost_leads_to_a_forward_where_it_is_said") {
         return;
     }
-    let (host, client) = NetHost::with_default("localhost_forwards = true");
+    let (host, client) = NetHost::with_default("localhost_forwards = true\nhost = true");
     let forwards = [Forward { protocol: Protocol::Tcp, host: 8080, guest: 80 }];
     let wire = client.lease_with("default", 1, &forwards).unwrap();
-    // A guest must not reach the host's loopback by that way.
+    // A guest must not reach the host's loopback by that way, not even one that may reach the host's services (CVE-2020-8558).
     let secret = host.inside.udp(Ipv4Addr::LOCALHOST, 5353);
     wire.answering(|_| {
         let to = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
