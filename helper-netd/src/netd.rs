@@ -263,9 +263,8 @@ impl<O: Ops> Netd<O> {
         ending.chain(self.retry).chain(self.resting.values().copied()).min()
     }
 
-    /// Does what is due, and then one piece of work that waited for a quiet moment; says whether there is more.
-    pub fn turn(&mut self) -> bool {
-        let now = Instant::now();
+    /// Does what is due.
+    pub fn tick(&mut self, now: Instant) {
         self.delete_overdue(now);
         if self.retry.is_some_and(|at| at <= now) {
             self.retry = None;
@@ -277,7 +276,6 @@ impl<O: Ops> Netd<O> {
         if self.retry.is_none() {
             self.pause = FIRST_PAUSE;
         }
-        self.refill(now)
     }
 
     /// Appends a line to the journal about a change that the book has seen.

@@ -39,7 +39,8 @@ impl Host {
         for _ in 0..20 {
             self.netd.link_events();
             self.netd.rule_events();
-            while self.netd.turn() {}
+            self.netd.tick(Instant::now());
+            while self.netd.refill(Instant::now()) {}
         }
     }
 

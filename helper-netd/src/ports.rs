@@ -11,6 +11,7 @@ use crate::network::Network;
 use crate::ops::{IfName, Ops, OpsError};
 use netd_api::Refusal;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// How long the holder of a released TAP has to close it.
@@ -52,13 +53,15 @@ impl<O: Ops> Netd<O> {
         Ok((number, tap.queues))
     }
 
-    /// Makes one warm port where one is wanting; says whether there may be more to make.
-    pub(crate) fn refill(&mut self, now: Instant) -> bool {
+    /// The network whose pool is to be filled next.
+    pub fn wanting(&mut self, now: Instant) -> Option<Rc<Network>> {
         self.resting.retain(|_, until| *until > now);
-        if !self.is_clean() {
-            return false;
-        }
-        let Some(network) = self.networks.iter().find(|n| self.wants_warm(n)).cloned() else { return false };
+        self.networks.iter().find(|n| self.is_clean() && self.wants_warm(n)).cloned()
+    }
+
+    /// Makes one warm port where one is wanting; says whether there may be more to make.
+    pub fn refill(&mut self, now: Instant) -> bool {
+        let Some(network) = self.wanting(now) else { return false };
         let made = self.make(&network, None, 1, true).and_then(|(number, queues)| {
             let add = self.book.port(number).map(|p| self.elements_of(p)).unwrap_or_default();
             if let Err(refusal) = self.follow(&add, &[]) {

@@ -23,6 +23,10 @@ use std::time::{Duration, Instant};
 const SILENCE: Duration = Duration::from_secs(5);
 /// How long the listener rests when there are no fds for a peer.
 const REST: Duration = Duration::from_secs(1);
+/// How long no peer must have said anything before a pool is filled: whoever just got its lease has the CPU first. And how
+/// long a pool waits at most.
+const QUIET: Duration = Duration::from_millis(2);
+const PATIENCE: Duration = Duration::from_millis(20);
 /// The most connections of all peers, and of one uid.
 const PEERS: usize = 64;
 const PEERS_OF_UID: usize = 8;
@@ -79,6 +83,8 @@ pub struct Server<O> {
     identify: Identify,
     peers: BTreeMap<u64, Peer>,
     next_peer: u64,
+    /// How many events of peers there were.
+    served: u64,
     /// The listener is not watched until then: accepting failed for want of fds.
     resting: Option<Instant>,
     /// How many connections of each uid ended for nonsense.
@@ -111,7 +117,7 @@ impl<O: Ops> Server<O> {
         watch(netd.ops.rule_events_fd(), RULES)?;
         let (peers, offences) = (BTreeMap::new(), BTreeMap::new());
         let next_peer = FIRST_PEER;
-        Ok(Server { netd, epoll, listener, signals, identify, peers, next_peer, resting: None, offences })
+        Ok(Server { netd, epoll, listener, signals, identify, peers, next_peer, served: 0, resting: None, offences })
     }
 
     /// One turn: waits for events, `at_most` so long where that is given, and handles them. Returns what a signal asked.
@@ -144,6 +150,7 @@ impl<O: Ops> Server<O> {
             wish = self.signal();
         }
         for peer in tokens.iter().filter(|token| **token >= FIRST_PEER) {
+            self.served += 1;
             self.peer_event(*peer);
         }
         if tokens.contains(&LISTENER) {
@@ -158,12 +165,24 @@ impl<O: Ops> Server<O> {
     /// # Errors
     /// The loop itself is broken.
     pub fn run(&mut self) -> io::Result<Wish> {
-        let mut busy = true;
+        let mut wanting: Option<Instant> = None;
+        let mut quiet = false;
         loop {
-            if let Some(wish) = self.turn(busy.then_some(Duration::ZERO))? {
+            let now = Instant::now();
+            wanting = self.netd.wanting(now).and(wanting.or(Some(now)));
+            let pause = wanting.map(|_| if quiet { Duration::ZERO } else { QUIET });
+            let served = self.served;
+            if let Some(wish) = self.turn(pause)? {
                 return Ok(wish);
             }
-            busy = self.netd.turn();
+            let now = Instant::now();
+            self.netd.tick(now);
+            quiet = served == self.served;
+            // Not beside a request, and not beside what it is for; but not never.
+            if wanting.is_some_and(|since| quiet || now - since > PATIENCE) {
+                self.netd.refill(now);
+                wanting = None;
+            }
         }
     }
 

@@ -20,6 +20,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Instant;
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 64;
@@ -152,7 +153,7 @@ fn serve(options: &Options) -> Result<(), Error> {
     }
     let mut netd = Netd::start(kernel, opened.networks, journal, replay, opened.own)?;
     // The pools before the first request, so that it finds a warm TAP and bridges that carry frames.
-    while netd.turn() {}
+    while netd.refill(Instant::now()) {}
     let mut server = Server::new(netd, fds, peer_of).map_err(failed("epoll"))?;
     log!("serving {}", options.socket.display());
     if let Some(manager) = notify {
