@@ -138,11 +138,11 @@ rate() {
 		wrong "iperf3, $what: $(echo "$got" | tail -3)"
 	fi
 }
-rate "guest to outside, TCP" guest "iperf3 -f m -t 3 -c 192.0.2.2"
-rate "outside to guest, TCP" guest "iperf3 -f m -t 3 -R -c 192.0.2.2"
-rate "guest to outside, two streams" guest "iperf3 -f m -t 3 -P 2 -c 192.0.2.2"
-rate "host to guest, TCP" iperf3 -f m -t 3 -c "$address"
-rate "guest to outside, UDP" guest "iperf3 -f m -t 2 -u -b 5M -c 192.0.2.2"
+rate "guest to outside, TCP" guest "timeout 30 iperf3 -f m -t 3 -c 192.0.2.2"
+rate "outside to guest, TCP" guest "timeout 30 iperf3 -f m -t 3 -R -c 192.0.2.2"
+rate "guest to outside, two streams" guest "timeout 30 iperf3 -f m -t 3 -P 2 -c 192.0.2.2"
+rate "host to guest, TCP" timeout 30 iperf3 -f m -t 3 -c "$address"
+rate "guest to outside, UDP" guest "timeout 30 iperf3 -f m -t 2 -u -b 5M -c 192.0.2.2"
 
 step "what it cannot reach"
 refused() { guest "timeout 3 wget -q -O - http://$1/"; }
