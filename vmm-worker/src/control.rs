@@ -64,9 +64,11 @@ impl Listener {
             let (request, _) = connection.next(false);
             match request {
                 Request::Ping => connection.reply(&Reply::Done),
+                // The answer first: a guest may switch itself off before this thread comes to anything else. Nothing can
+                // fail after it.
                 Request::PowerButton => {
-                    power_button.press();
                     connection.reply(&Reply::Done);
+                    power_button.press();
                 }
                 Request::NetStats => {
                     let counters = nets.iter().map(|net| net.snapshot()).collect();

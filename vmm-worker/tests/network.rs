@@ -117,6 +117,35 @@ fn a_fetch_that_is_refused_says_so_and_the_guest_goes_on() {
     });
 }
 
+/// Time that a worker's thread was on a CPU, ns.
+fn busy(worker: &Worker, thread: &str) -> u64 {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", worker.pid())).unwrap();
+    let task = tasks
+        .map(|task| task.unwrap().path())
+        .find(|task| std::fs::read_to_string(task.join("comm")).unwrap().trim() == thread);
+    let stat = std::fs::read_to_string(task.unwrap().join("schedstat")).unwrap();
+    stat.split(' ').next().unwrap().parse().unwrap()
+}
+
+/// Who deletes the interface takes the guest's network, and neither its worker's sleep nor its power button.
+#[test]
+fn a_vm_outlives_its_interface() {
+    in_own_network("a_vm_outlives_its_interface", || {
+        let vm = Networked::start("net", "");
+        assert!(ping(&[]));
+        ip("link set t0 down");
+        ip("link set t0 up");
+        assert!(ping(&[]), "an interface that was down for a while");
+        ip("link del t0");
+        tap::until("the reactor asleep", || {
+            let before = busy(&vm.worker, "reactor");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            busy(&vm.worker, "reactor") == before
+        });
+        assert!(vm.end().contains("power button"));
+    });
+}
+
 /// What `frames.c` can send, in its order.
 const KINDS: [&str; 30] = [
     "good",

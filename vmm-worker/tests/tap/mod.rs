@@ -44,7 +44,8 @@ pub fn in_own_network(name: &str, test: impl FnOnce() + Send + 'static) {
     }
 }
 
-fn open_tun() -> io::Result<File> {
+/// `/dev/net/tun`, non-blocking.
+pub fn open_tun() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")
 }
 
