@@ -45,7 +45,8 @@ make_outside() {
 	mkdir -p /tmp/outside/cgi-bin /tmp/host
 	echo "outside" >/tmp/outside/index.html
 	# shellcheck disable=SC2016
-	printf '%s\n' '#!/bin/sh' 'printf "Content-Type: text/plain\r\n\r\n%s\n" "$REMOTE_ADDR"' >/tmp/outside/cgi-bin/who
+	printf '%s\n' '#!/bin/sh' 'printf "Content-Type: text/plain\r\n\r\n"' \
+		'echo "$REMOTE_ADDR" | grep -oE "[0-9]+(\.[0-9]+){3}"' >/tmp/outside/cgi-bin/who
 	chmod 755 /tmp/outside/cgi-bin/who
 	head -c 4194304 /dev/urandom >/tmp/outside/random
 	outside httpd -h /tmp/outside

@@ -68,6 +68,10 @@ before=$(footprint)
 net_before=$(net_footprint)
 
 step "vmsup net ls"
+check_text "doctor finds netd" "answers on $netd_socket" as_vm "vmsup doctor"
+# From the line of netd on; what stands before is not about networks.
+nothing_wrong() { ! as_vm "vmsup doctor" | sed -n '/ netd  /,$p' | grep -vE '^ok |^$|^VMs can be started'; }
+check "and nothing wrong with the networks of this host" nothing_wrong
 as_vm "vmsup net ls"
 check_text "vmsup net ls names the network" default as_vm "vmsup net ls"
 
