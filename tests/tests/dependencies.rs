@@ -24,7 +24,7 @@ const TABLE: &[(&str, &[&str], &[&str])] = &[
     ),
 ];
 
-/// The most crates in the normal closure of the two processes whose closure is an attack surface.
+/// The most crates in the normal closure of the three processes whose closure is an attack surface.
 const CLOSURES: &[(&str, usize)] = &[("vmm-worker", 40), ("jailer", 25), ("helper-netd", 25)];
 
 /// Names of the normal dependencies of a crate, as features are resolved for it, down to `depth`.

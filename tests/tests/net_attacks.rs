@@ -1,5 +1,5 @@
-//! Attacks on netd that are resisted: by whoever connects to its socket, and by who holds a TAP's fd. During and after
-//! each, somebody else gets a lease and its frames pass.
+//! Attacks on netd that are resisted: by whoever connects to its socket. During and after each, somebody else gets a lease
+//! and its frames pass.
 
 use netd_api::{LeaseId, NAME, Reply, Request, VERSION, Wanted};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};

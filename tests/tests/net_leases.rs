@@ -1,4 +1,4 @@
-//! netd, asked by those who may and by those who may not: leases, quotas, forwards, names, configuration. netd runs in a
+//! netd, asked by those who may and by those who may not: leases, quotas, forwards, names. netd runs in a
 //! network namespace of the test's; there are no VMs here.
 
 use netd_api::{Forward, LeaseId, Protocol, Refusal, Reply, Request, Wanted};

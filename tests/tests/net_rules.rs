@@ -1,5 +1,5 @@
-//! The path of a packet: what a guest may say, whom it reaches, who reaches it. The guest's end is the test's: it writes
-//! frames into the TAP, and the kernel has done with a frame what it does when the write returns.
+//! What a guest may say, where forwards lead, and what loading the rules again costs. The guest's end is the test's: it
+//! writes frames into the TAP, and the kernel has done with a frame what it does when the write returns.
 
 use netd_api::{Forward, Protocol};
 use rustix::net::{RecvFlags, recv};
