@@ -7,8 +7,8 @@ use std::path::PathBuf;
 /// Virtual machines for people who don't trust what runs in them, started without root.
 ///
 /// A VM is described by a file, vm.json, and runs in a process of its own that reaches nothing but what the file gives to
-/// the VM: no other files, no network but the VM's own, no other VM. The supervisor that starts these processes runs as you; the first command that needs it starts it in the
-/// background.
+/// the VM: no other files, no network but the VM's own, no other VM. The supervisor that starts these processes runs as
+/// you; the first command that needs it starts it in the background.
 #[derive(Debug, Parser)]
 #[command(
     name = "vmsup",
