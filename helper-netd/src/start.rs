@@ -233,6 +233,8 @@ fn listen(place: &Place) -> Result<OwnedFd, Error> {
     let bound = (|| {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        // No request carries fds. On an older kernel they are dropped when their message is read.
+        let _ = sys::refuse_fds(&socket);
         let before = rustix::process::umask(Mode::from_raw_mode(0o111));
         let bound = SocketAddrUnix::new(place.shown()).and_then(|address| rustix::net::bind(&socket, &address));
         rustix::process::umask(before);

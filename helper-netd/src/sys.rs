@@ -79,6 +79,27 @@ pub fn peer_groups(socket: impl AsFd) -> io::Result<Vec<u32>> {
     }
 }
 
+/// Refuses fds already where they are sent, also to what is accepted from a listening Unix socket (`SO_PASSRIGHTS`, Linux
+/// 6.16). Else the receiver may be the last to close them, which takes as long as whatever they are of takes to end.
+///
+/// # Errors
+/// `ENOPROTOOPT` where the kernel does not know it.
+pub fn refuse_fds(socket: impl AsFd) -> io::Result<()> {
+    // linux/socket.h; libc does not have it.
+    const SO_PASSRIGHTS: libc::c_int = 83;
+    let off: libc::c_int = 0;
+    // SAFETY: the kernel reads one int, and `off` is one that outlives the call.
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PASSRIGHTS,
+            (&raw const off).cast(),
+            size_of_val(&off) as libc::socklen_t,
+        )
+    })
+}
+
 /// Has the kernel say in words what was wrong with a request, and leave the request itself out of its answer
 /// (`NETLINK_EXT_ACK`, `NETLINK_CAP_ACK`).
 pub fn netlink_errors_in_words(socket: impl AsFd) -> io::Result<()> {

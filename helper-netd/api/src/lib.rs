@@ -79,6 +79,7 @@ pub enum Request {
 
 impl ipc::Message for Request {
     const MAX_BYTES: usize = 256;
+    const MAX_FDS: usize = 0;
 }
 
 /// What a lease is asked for.

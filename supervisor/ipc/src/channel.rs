@@ -10,6 +10,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 pub trait Message: Serialize + DeserializeOwned {
     /// The largest frame of this type, in bytes. A larger one is refused by sender and receiver.
     const MAX_BYTES: usize;
+    /// The most fds that any message of this type carries. Where it is 0, fds that come all the same never become the
+    /// receiver's: closing one can wait for whoever serves its file (FUSE), for ever.
+    const MAX_FDS: usize = fds::MAX_FDS;
 
     /// How many fds travel with this very message. The receiver closes them all where another number came.
     fn fd_count(&self) -> usize {
@@ -30,6 +33,7 @@ pub struct Protocol {
 
 impl Message for Protocol {
     const MAX_BYTES: usize = 128;
+    const MAX_FDS: usize = 0;
 }
 
 /// Both ends of a connection.
@@ -127,7 +131,7 @@ impl<S, R> AsFd for Channel<S, R> {
 fn receive_message<M: Message>(socket: BorrowedFd<'_>) -> Result<(M, Vec<OwnedFd>), Error> {
     // One byte more than allowed, so that a frame of exactly the limit is told from a longer one.
     let mut buffer = vec![0u8; M::MAX_BYTES.min(codec::FRAME_LIMIT) + 1];
-    let received = fds::receive(socket, &mut buffer)?;
+    let received = fds::receive(socket, &mut buffer, M::MAX_FDS > 0)?;
     if received.bytes == 0 && received.fds.is_empty() {
         return Err(Error::Closed);
     }
@@ -167,6 +171,7 @@ mod tests {
     }
     impl Message for Answer {
         const MAX_BYTES: usize = 16;
+        const MAX_FDS: usize = 0;
     }
 
     fn pipes(count: usize) -> Vec<(std::io::PipeReader, std::io::PipeWriter)> {
@@ -235,6 +240,30 @@ mod tests {
         assert!(matches!(b.receive(), Err(Error::TooLarge(_))));
         drop(with);
         assert!(all_closed(pipe));
+    }
+
+    #[test]
+    fn fds_beside_a_message_that_carries_none_never_become_the_receivers() {
+        use rustix::fs::{FlockOperation, fcntl_lock};
+        let (a, b) = Channel::<Ask, Answer>::pair().unwrap();
+        let path = std::env::temp_dir().join(format!("vmsup-ipc-lock-{}", std::process::id()));
+        let file = std::fs::File::create_new(&path).unwrap();
+        // A process loses its record locks on a file when it closes any fd of it: that is how one is seen to be closed
+        // by this process, and not by the kernel on its own.
+        fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive).unwrap();
+        let inode = std::os::unix::fs::MetadataExt::ino(&file.metadata().unwrap());
+        std::fs::remove_file(&path).unwrap();
+        let locked = || std::fs::read_to_string("/proc/locks").unwrap().contains(&format!(":{inode} "));
+        assert!(locked());
+        raw(&b, &codec::encode(&Answer::Yes, 16).unwrap(), &[file.as_fd(); 3]);
+        assert!(matches!(a.receive(), Err(Error::TooLarge(_))));
+        raw(&b, &[0; 20], &[file.as_fd()]);
+        assert!(a.meet("x", 1, 0).is_err());
+        assert!(locked());
+        // Where fds are expected they do.
+        raw(&a, &codec::encode(&Ask::Plain(1), 100).unwrap(), &[file.as_fd()]);
+        assert!(b.receive().is_err());
+        assert!(!locked());
     }
 
     #[test]

@@ -22,13 +22,13 @@ pub(crate) struct Received {
     pub fds: Vec<OwnedFd>,
 }
 
-/// Receives one packet and its fds.
+/// Receives one packet and its fds. Without `want_fds` the kernel drops those that came, and says `truncated`.
 ///
 /// # Errors
 /// What `recvmsg(2)` says. Fds are never leaked: they are owned before anything about the packet is looked at.
-pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Received, Error> {
+pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], want_fds: bool) -> Result<Received, Error> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut control = if want_fds { RecvAncillaryBuffer::new(&mut space) } else { RecvAncillaryBuffer::default() };
     let message =
         retry_on_intr(|| recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, RecvFlags::CMSG_CLOEXEC))
             .map_err(std::io::Error::from)?;
