@@ -167,6 +167,7 @@ fn lost_link_events_are_made_up_for() {
     host.signal(Signal::CONT);
     eventually("their leases to end", || client.leases().len() == 1);
     eventually("their elements to go", || host.elements("bridge vmsup leases").len() == 1);
+    assert!(host.log().contains("were lost"), "so many were to come that some are: {}", host.log());
     assert!(kept.passes());
 }
 
