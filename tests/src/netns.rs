@@ -268,7 +268,10 @@ mod tests {
     #[test]
     fn a_ping_crosses_from_one_namespace_to_the_other_and_finds_nobody_elsewhere() {
         if !rustix::process::geteuid().is_root() {
-            return crate::skip("a_ping_crosses_from_one_namespace_to_the_other", "namespaces need root");
+            return crate::skip(
+                "a_ping_crosses_from_one_namespace_to_the_other_and_finds_nobody_elsewhere",
+                "namespaces need root",
+            );
         }
         let (a, b) = (Netns::new(), Netns::new());
         a.join(("a0", "192.0.2.1/24"), &b, ("b0", "192.0.2.2/24"));
@@ -281,7 +284,10 @@ mod tests {
     #[test]
     fn somebody_else_is_without_capabilities_and_the_test_itself_keeps_its_own() {
         if !rustix::process::geteuid().is_root() {
-            return crate::skip("somebody_else_is_without_capabilities", "being somebody else needs root");
+            return crate::skip(
+                "somebody_else_is_without_capabilities_and_the_test_itself_keeps_its_own",
+                "being somebody else needs root",
+            );
         }
         let status = || std::fs::read_to_string("/proc/thread-self/status").unwrap();
         let theirs = as_caller(&Caller { uid: 12345, gid: 12346, groups: vec![7, 9] }, status);

@@ -90,7 +90,10 @@ fn a_worker_killed_at_any_step_of_its_start_leaves_nothing() {
 #[test]
 fn a_jailer_killed_at_any_step_leaves_running_vms_alive_and_new_ones_refused() {
     if !rustix::process::geteuid().is_root() {
-        return skip("a_jailer_killed_at_any_step", "tracing the jailer needs root");
+        return skip(
+            "a_jailer_killed_at_any_step_leaves_running_vms_alive_and_new_ones_refused",
+            "tracing the jailer needs root",
+        );
     }
     for steps in (1..).step_by(11) {
         // Without a pool each start makes a worker, which is what is to be interrupted.
@@ -150,7 +153,7 @@ fn a_supervisor_out_of_fds_refuses_with_a_sentence_and_recovers() {
 #[test]
 fn a_full_disk_is_the_guests_io_error_and_nobody_elses() {
     if !rustix::process::geteuid().is_root() {
-        return skip("a_full_disk_is_the_guests_io_error", "mounting a small file system needs root");
+        return skip("a_full_disk_is_the_guests_io_error_and_nobody_elses", "mounting a small file system needs root");
     }
     let host = host();
     let folder = host.work.path().join("small");
@@ -184,7 +187,7 @@ fn a_full_disk_is_the_guests_io_error_and_nobody_elses() {
 #[test]
 fn a_kernel_truncated_while_it_is_read_is_refused_with_a_sentence() {
     if !rustix::process::geteuid().is_root() {
-        return skip("a_kernel_truncated_while_it_is_read", "tracing the worker needs root");
+        return skip("a_kernel_truncated_while_it_is_read_is_refused_with_a_sentence", "tracing the worker needs root");
     }
     let host = host();
     let fds = host.fds();

@@ -116,7 +116,10 @@ fn workers_have_uids_of_their_own_where_the_user_has_a_range() {
     let user = user::with_subuids();
     let jailer = Jailer::start(&user, &program("vmsup-probe"), 1);
     let UidSource::Subordinate { first_uid, count, .. } = jailer.facts.uids else {
-        return skip("workers_have_uids_of_their_own", "the user has no range in /etc/subuid, or newuidmap is missing");
+        return skip(
+            "workers_have_uids_of_their_own_where_the_user_has_a_range",
+            "the user has no range in /etc/subuid, or newuidmap is missing",
+        );
     };
     let (a, _a) = jailer.make(1);
     let (b, _b) = jailer.make(2);

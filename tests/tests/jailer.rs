@@ -58,7 +58,10 @@ fn a_pool_whose_workers_die_is_not_filled_in_a_busy_loop() {
 fn limits_without_a_cgroup_are_refused_unless_they_are_best_effort() {
     let jailer = Jailer::start(&user::with_subuids(), &program("vmsup-probe"), 0);
     let Err(reason) = &jailer.facts.cgroup else {
-        return vmsup_tests::skip("limits_without_a_cgroup", "a cgroup is delegated");
+        return vmsup_tests::skip(
+            "limits_without_a_cgroup_are_refused_unless_they_are_best_effort",
+            "a cgroup is delegated",
+        );
     };
     assert!(!reason.is_empty());
     let mut limits = CgroupLimits { memory_max: Some(1 << 30), ..CgroupLimits::default() };

@@ -81,7 +81,7 @@ fn frame_guest(host: &Host, name: &str, kinds: &str) {
 
 #[test]
 fn forbidden_frames_of_a_guest_reach_nobody_are_counted_and_the_next_good_one_passes() {
-    if !as_root("forbidden_frames_of_a_guest_reach_nobody") {
+    if !as_root("forbidden_frames_of_a_guest_reach_nobody_are_counted_and_the_next_good_one_passes") {
         return;
     }
     let (net, host) = both("pool = 1");
@@ -178,7 +178,7 @@ fn two_tenants_neither_reach_each_other_nor_exceed_their_quota() {
 
 #[test]
 fn a_guest_reaches_neither_the_hosts_services_nor_its_metadata_nor_its_loopback() {
-    if !as_root("a_guest_reaches_neither_the_hosts_services_nor_its_metadata") {
+    if !as_root("a_guest_reaches_neither_the_hosts_services_nor_its_metadata_nor_its_loopback") {
         return;
     }
     let (net, host) = both("");

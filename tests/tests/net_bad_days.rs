@@ -13,7 +13,7 @@ fn forward(host: u16) -> Forward {
 
 #[test]
 fn a_netd_that_is_killed_and_comes_back_knows_its_leases_and_traffic_never_stopped() {
-    if !as_root("a_netd_that_is_killed_and_comes_back_knows_its_leases") {
+    if !as_root("a_netd_that_is_killed_and_comes_back_knows_its_leases_and_traffic_never_stopped") {
         return;
     }
     let mut host = NetHost::start(&default_network("leases = 3\npool = 2"));
@@ -270,7 +270,7 @@ fn a_thousand_leases_and_releases_leave_nothing() {
 
 #[test]
 fn a_journal_that_cannot_be_written_is_a_refusal_and_no_lease_without_a_line() {
-    if !as_root("a_journal_that_cannot_be_written_is_a_refusal") {
+    if !as_root("a_journal_that_cannot_be_written_is_a_refusal_and_no_lease_without_a_line") {
         return;
     }
     let mut host = NetHost::without_netd(&default_network("leases = 200\npool = 0"));

@@ -7,7 +7,7 @@ use vmsup_tests::{as_root, eventually, user};
 
 #[test]
 fn a_good_configuration_is_applied_and_a_wrong_one_refused_with_leases_kept() {
-    if !as_root("a_good_configuration_is_applied_and_a_wrong_one_refused") {
+    if !as_root("a_good_configuration_is_applied_and_a_wrong_one_refused_with_leases_kept") {
         return;
     }
     let host = NetHost::start(&default_network("pool = 0"));
@@ -33,7 +33,7 @@ fn a_good_configuration_is_applied_and_a_wrong_one_refused_with_leases_kept() {
 
 #[test]
 fn a_network_that_is_taken_out_of_the_configuration_keeps_its_leases_until_they_end() {
-    if !as_root("a_network_that_is_taken_out_of_the_configuration_keeps_its_leases") {
+    if !as_root("a_network_that_is_taken_out_of_the_configuration_keeps_its_leases_until_they_end") {
         return;
     }
     let name = user::with_subuids().name;
@@ -139,7 +139,7 @@ fn netd_says_what_is_missing_on_the_host() {
 
 #[test]
 fn a_bridge_whose_name_is_somebody_elses_is_told_and_costs_its_own_network_only() {
-    if !as_root("a_bridge_whose_name_is_somebody_elses_is_told") {
+    if !as_root("a_bridge_whose_name_is_somebody_elses_is_told_and_costs_its_own_network_only") {
         return;
     }
     let name = user::with_subuids().name;
@@ -162,7 +162,7 @@ fn a_bridge_whose_name_is_somebody_elses_is_told_and_costs_its_own_network_only(
 
 #[test]
 fn a_second_netd_refuses_and_a_stale_socket_does_not_keep_the_next_one_away() {
-    if !as_root("a_second_netd_refuses") {
+    if !as_root("a_second_netd_refuses_and_a_stale_socket_does_not_keep_the_next_one_away") {
         return;
     }
     let mut host = NetHost::start(&default_network("pool = 0"));

@@ -51,7 +51,7 @@ fn netd_has_one_capability_one_thread_a_filter_and_no_way_back() {
 
 #[test]
 fn netd_that_is_given_its_capability_by_a_service_manager_stays_who_it_is() {
-    if !as_root("netd_that_is_given_its_capability_by_a_service_manager") {
+    if !as_root("netd_that_is_given_its_capability_by_a_service_manager_stays_who_it_is") {
         return;
     }
     let netd = user::netd();

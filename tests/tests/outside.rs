@@ -252,7 +252,10 @@ fn calls_before_exec(log: &str) -> BTreeSet<&str> {
 fn the_jailer_calls_what_its_policy_lists_and_nothing_else() {
     use vmsup_tests::jailer::Jailer;
     if std::process::Command::new("strace").arg("-V").output().is_err() {
-        return vmsup_tests::skip("the_jailer_calls_what_its_policy_lists", "strace is not installed (make deps)");
+        return vmsup_tests::skip(
+            "the_jailer_calls_what_its_policy_lists_and_nothing_else",
+            "strace is not installed (make deps)",
+        );
     }
     let user = user::with_subuids();
     let folder = vmsup_tests::Scratch::new(&user);
