@@ -21,6 +21,11 @@ fn a_good_configuration_is_applied_and_a_wrong_one_refused_with_leases_kept() {
     eventually("the refusal in the log", || host.log().contains("mtu"));
     assert_eq!(client.networks().len(), 1, "{}", host.log());
     assert_eq!(client.leases().len(), 1);
+    // None at all is no wish to have no networks.
+    host.without_configuration();
+    host.signal(Signal::HUP);
+    eventually("the refusal in the log", || host.log().contains("No such file"));
+    assert_eq!((client.networks().len(), client.leases().len()), (1, 1), "{}", host.log());
     // A right one.
     host.configure(&format!("{}\n{more}{who}", default_network("leases = 1\npool = 0")));
     host.signal(Signal::HUP);

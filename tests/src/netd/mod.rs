@@ -164,6 +164,14 @@ impl NetHost {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
     }
 
+    /// Takes the configuration away.
+    ///
+    /// # Panics
+    /// Where there is none.
+    pub fn without_configuration(&self) {
+        std::fs::remove_file(self.folder.path().join("netd.toml")).unwrap();
+    }
+
     /// A command of netd's program with this host's places, in this host's namespace, not yet run.
     pub fn command(&self, args: &[&str]) -> Command {
         let netd = program("vmsup-netd");
