@@ -353,8 +353,9 @@ impl Drop for Manager {
         let _ = self.process.wait();
         // The namespaces' processes end with their pid 1; then their cgroups are empty.
         let name = format!("vmsup-test-{}", self.process.id());
-        for tree in ["/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup"] {
-            let group = Path::new(tree).join(&name);
+        let trees = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+        for tree in trees.chain(["/sys/fs/cgroup".into()]) {
+            let group = tree.join(&name);
             let gone = || {
                 let mut find = Command::new("find");
                 let _ = find.arg(&group).args(["-depth", "-type", "d", "-exec", "rmdir", "{}", "+"]).output();
