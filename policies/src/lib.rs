@@ -180,6 +180,14 @@ mod tests {
             "memfd_create",
             "init_module",
             "finit_module",
+            "setuid",
+            "setgid",
+            "unlink",
+            "symlink",
+            "link",
+            "chroot",
+            "dup2",
+            "dup3",
         ] {
             assert!(!NETD.syscalls.contains(&call), "{call}");
         }
