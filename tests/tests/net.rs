@@ -67,11 +67,24 @@ const AT_THE_RULES: &[(&str, &str)] = &[
     ("dhcpserver", "bridge drop_dhcp"),
     ("source0", "bridge drop_ip_source"),
     ("fragments", "bridge drop_ip_source"),
+    ("tiny", "bridge drop_other"),
+    ("header", "bridge drop_other"),
     ("metadata", "inet drop_metadata"),
 ];
 
-const IN_THE_WORKER: &[&str] =
-    &["short", "zero", "noheader", "oversize", "badgso", "badsegment", "dhcpother", "dhcpgarbage"];
+const IN_THE_WORKER: &[&str] = &[
+    "short",
+    "zero",
+    "noheader",
+    "long",
+    "oversize",
+    "badgso",
+    "badcsum",
+    "badsegment",
+    "badlength",
+    "dhcpother",
+    "dhcpgarbage",
+];
 
 fn frame_guest(host: &Host, name: &str, kinds: &str) {
     let boot = json!({ "kernel": guest_file("frames"), "cmdline": format!("frames={kinds}") });
