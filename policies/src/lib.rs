@@ -40,7 +40,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
-    /// DESIGN §7: allowed system calls on x86_64.
+    /// The budgets of SECURITY.md: allowed system calls on x86_64.
     #[test]
     fn budgets_hold() {
         for (filter, budget) in
@@ -80,7 +80,7 @@ mod tests {
         }
     }
 
-    /// The system calls that no worker thread may make, ever: THREATS.md's attacks.
+    /// The system calls that no worker thread may make, ever: each is a way out of the jail.
     #[test]
     fn no_worker_filter_allows_a_way_out() {
         for filter in ALL.iter().filter(|f| f.name.starts_with("worker")) {
