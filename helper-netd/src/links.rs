@@ -2,7 +2,8 @@
 //!
 //! The holder of a TAP's fd can change some of it without a capability: it could outlive its VM (TUNSETPERSIST), be attached
 //! a second time (TUNSETOWNER, TUNSETGROUP), or take the MAC of another guest, which removes that guest's forwarding
-//! entry. Whoever does so loses the interface, and the others of the bridge get back what they had.
+//! entry. Whoever does so loses the interface, and the others of the bridge get back what they had. So does who changes it
+//! without end, to nothing: each change is an event for netd to read, and costs its holder a system call.
 //!
 //! An event tells how things were: what netd itself did since then is not in it. So a suspicion is only a reason to look,
 //! with one exception: nothing ever changes the MAC of a TAP but a disobedient holder, also where it was changed back.
@@ -12,9 +13,14 @@ use crate::log;
 use crate::netd::Netd;
 use crate::ops::{Link, LinkEvent, Ops};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 /// The most events of one turn of the loop.
 const EVENTS: usize = 256;
+/// The most events of one leased port within [`WINDOW`]: plugging it again makes ten, and nothing else happens to it while
+/// its holder keeps still.
+const TOUCHES: u32 = 100;
+const WINDOW: Duration = Duration::from_secs(10);
 
 /// What is wrong with a port, compared with its making.
 #[derive(Debug, PartialEq, Eq)]
@@ -62,9 +68,8 @@ impl<O: Ops> Netd<O> {
                     }
                 }
                 Some(LinkEvent::Changed(link)) => {
-                    let moved = self.book.of_index(link.index).filter(|p| p.live() && p.tap_mac != link.mac);
-                    if let Some(number) = moved.map(|p| p.number) {
-                        self.expel(number, "its MAC was changed");
+                    if let Some((number, what)) = self.misused(&link) {
+                        self.expel(number, what);
                         lost = true;
                     }
                     latest.insert(link.index, link);
@@ -75,6 +80,22 @@ impl<O: Ops> Netd<O> {
         if look || lost {
             self.look(lost);
         }
+    }
+
+    /// What the event itself says against the holder of a port, whatever came after it.
+    fn misused(&mut self, link: &Link) -> Option<(u32, &'static str)> {
+        let port = self.book.of_index(link.index).filter(|p| p.live())?;
+        if port.tap_mac != link.mac {
+            return Some((port.number, "its MAC was changed"));
+        }
+        port.holder()?;
+        let now = Instant::now();
+        let (since, touches) = self.touches.entry(port.number).or_insert((now, 0));
+        if now - *since > WINDOW {
+            (*since, *touches) = (now, 0);
+        }
+        *touches += 1;
+        (*touches > TOUCHES).then_some((port.number, "it was changed again and again"))
     }
 
     fn suspicious(&self, link: &Link) -> bool {
@@ -156,10 +177,10 @@ impl<O: Ops> Netd<O> {
         }
     }
 
-    /// Ends the lease of a disobedient holder and deletes its interface.
+    /// Ends the lease of a disobedient holder. Unplugged, its interface harms nobody until it is deleted; that it counts for
+    /// the quota so long bounds how often netd can be made to delete one.
     fn expel(&mut self, number: u32, what: &str) {
         self.end(number, what);
-        self.delete(number);
     }
 
     /// Puts the forwarding entries of all ports of these networks back.

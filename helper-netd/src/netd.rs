@@ -43,6 +43,8 @@ pub struct Netd<O> {
     pause: Duration,
     /// Networks whose pools are left alone until then.
     pub(crate) resting: BTreeMap<String, Instant>,
+    /// How many events each leased port had, and since when they are counted.
+    pub(crate) touches: BTreeMap<u32, (Instant, u32)>,
     /// Uid and gid that our TAPs belong to.
     pub(crate) own: (u32, u32),
 }
@@ -86,6 +88,7 @@ impl<O: Ops> Netd<O> {
             retry: None,
             pause: FIRST_PAUSE,
             resting: BTreeMap::new(),
+            touches: BTreeMap::new(),
             own,
         };
         netd.reconcile();

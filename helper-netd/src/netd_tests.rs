@@ -73,6 +73,19 @@ impl Host {
         self.settle();
     }
 
+    /// A disobedient holder's interface is unplugged, and a second later it is gone.
+    fn goes(&mut self, hostile: &Lease) {
+        let index = self.kernel.index_of(&hostile.interface).expect("its holder has a second");
+        let link = self.kernel.world().links[&index].link.clone();
+        assert_eq!((link.bridge, link.up), (None, false));
+        self.check();
+        let due = self.netd.due().expect("its deletion is due");
+        self.netd.delete_overdue(due);
+        self.settle();
+        assert!(!self.has(&hostile.interface));
+        self.check();
+    }
+
     fn has(&self, name: &str) -> bool {
         self.kernel.index_of(name).is_some()
     }
@@ -269,9 +282,47 @@ fn a_disobedient_holder_loses_its_interface_and_the_others_keep_theirs() {
         host.kernel.world().forwarding.remove(&(bridge, victim.mac));
         host.kernel.spoil(IfName::new(&hostile.interface).unwrap(), spoil);
         host.settle();
-        assert!(!host.has(&hostile.interface) && host.has(&victim.interface));
+        assert!(host.netd.book.owned(hostile.id, 2000).is_none() && host.has(&victim.interface));
+        assert_eq!(host.netd.book.count("a", 2000), 1, "the quota bounds how often this happens");
+        host.goes(&hostile);
         assert_eq!(host.netd.book.count("a", 2000), 0);
-        host.check();
+    }
+}
+
+#[test]
+fn a_holder_that_changes_its_interface_without_end_loses_it_though_nothing_is_wrong_with_it() {
+    let mut host = with(vec![plain()]);
+    let (victim, _held) = host.lease(1000);
+    let (hostile, _also_held) = host.lease(2000);
+    host.settle();
+    let name = IfName::new(&hostile.interface).unwrap();
+    for _ in 0..80 {
+        host.kernel.spoil(name, |_| {});
+    }
+    host.settle();
+    assert!(host.netd.book.owned(hostile.id, 2000).is_some(), "what may come of the host's own doing");
+    for _ in 0..80 {
+        host.kernel.spoil(name, |_| {});
+    }
+    host.settle();
+    assert!(host.netd.book.owned(hostile.id, 2000).is_none() && host.has(&victim.interface));
+    host.goes(&hostile);
+    assert!(host.netd.touches.keys().all(|number| host.netd.book.port(*number).is_some()));
+}
+
+#[test]
+fn one_turn_deletes_one_interface_however_many_are_overdue() {
+    let mut host = with(vec![plain()]);
+    let held: Vec<_> = (0..5).map(|_| host.lease(2000)).collect();
+    for (lease, _) in &held {
+        host.release(2000, lease.id);
+    }
+    host.settle();
+    let later = Instant::now() + std::time::Duration::from_secs(2);
+    for gone in 1..=held.len() {
+        host.netd.tick(later);
+        assert_eq!(host.kernel.world().deleted.len(), gone);
+        assert_eq!(host.netd.due().is_some_and(|at| at <= later), gone < held.len(), "the next turn comes at once");
     }
 }
 
@@ -288,8 +339,7 @@ fn a_mac_that_was_changed_and_changed_back_is_seen() {
     let bridge = host.netd.bridges["a"];
     host.kernel.world().forwarding.remove(&(bridge, victim.mac));
     host.settle();
-    assert!(!host.has(&hostile.interface));
-    host.check();
+    host.goes(&hostile);
 }
 
 #[test]
@@ -480,8 +530,7 @@ fn disobedience_while_netd_was_away_is_seen_at_its_return() {
     let bridge = host.netd.bridges["a"];
     host.kernel.world().forwarding.remove(&(bridge, victim.mac));
     host.restart(vec![plain()]);
-    assert!(!host.has(&hostile.interface));
-    host.check();
+    host.goes(&hostile);
 }
 
 #[test]

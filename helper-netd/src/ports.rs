@@ -143,6 +143,7 @@ impl<O: Ops> Netd<O> {
     pub(crate) fn gone(&mut self, number: u32) {
         let Some(port) = self.book.remove(number) else { return };
         self.warm.remove(&number);
+        self.touches.remove(&number);
         if port.live() {
             self.ended(&port, "its interface is gone");
         }
@@ -157,13 +158,14 @@ impl<O: Ops> Netd<O> {
         let _ = self.note(&format!("end {}", holder.id.0));
     }
 
-    /// Deletes interfaces that somebody holds a second after the end of their lease.
+    /// Deletes an interface that somebody holds a second after the end of its lease. One a turn: who lets a hundred come to
+    /// this keeps no request of others waiting longer than for one.
     pub(crate) fn delete_overdue(&mut self, now: Instant) {
         let overdue = |p: &&Port| matches!(p.state, State::Ending(_, at) if at <= now);
-        let overdue: Vec<Port> = self.book.ports().filter(overdue).cloned().collect();
-        for port in overdue {
-            log!("{}: still held after the end of its lease; deleted", port.name());
-            self.delete(port.number);
+        let found = self.book.ports().find(overdue).map(|p| (p.name(), p.number));
+        if let Some((name, number)) = found {
+            log!("{name}: still held after the end of its lease; deleted");
+            self.delete(number);
         }
     }
 
