@@ -130,8 +130,8 @@ pub fn read(place: &Place, etc: &Place, owner: u32) -> Result<Vec<Network>, Erro
     if ![0, owner].contains(&stat.st_uid) || stat.st_mode & 0o022 != 0 {
         return Err(Error::Untrusted(file));
     }
-    let accounts =
-        Accounts::read(etc).map_err(|source| Error::Read { file: "/etc/passwd, /etc/group".into(), source })?;
+    let accounts = Accounts::read(etc)
+        .map_err(|source| Error::Read { file: "/etc/passwd, /etc/group, /etc/subuid".into(), source })?;
     parse(&text, &accounts).map_err(|(line, reason)| Error::Wrong { file, line, reason })
 }
 
@@ -267,7 +267,8 @@ fn who(users: &[NameOrId], groups: &[NameOrId], accounts: &Accounts) -> Result<W
         }
     };
     let users = users.iter().map(user).collect::<Result<_, Wrong>>()?;
-    Ok(Who { users, groups: groups.iter().map(group).collect::<Result<_, Wrong>>()? })
+    let groups = groups.iter().map(group).collect::<Result<_, Wrong>>()?;
+    Ok(Who { users, groups, subordinate: accounts.subordinate() })
 }
 
 fn ports(text: &PortText) -> Result<(u16, u16), Wrong> {

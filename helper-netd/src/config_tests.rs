@@ -34,9 +34,9 @@ fn everything_that_can_be_said_is_heard() {
     let one = &networks[0];
     assert_eq!((one.nat, one.mtu, one.leases, one.isolated, one.pool), (false, 9000, 3, false, 0));
     assert!(one.host && one.metadata && one.localhost);
-    assert_eq!(one.who, Who { users: vec![1000, 7], groups: vec![500, 8] });
+    assert_eq!(one.who, Who { users: vec![1000, 7], groups: vec![500, 8], ..Who::default() });
     assert_eq!(one.reach, [IfName::new("br-b").unwrap()]);
-    let alice = Who { users: vec![1000], groups: vec![] };
+    let alice = Who { users: vec![1000], groups: vec![], ..Who::default() };
     assert_eq!(one.forwards, [(alice, vec![(8000, 8999), (2222, 2222)])]);
 }
 

@@ -28,7 +28,7 @@ fn a_quota_counts_leases_and_endings_of_the_uid_in_the_network() {
 #[test]
 fn a_port_is_forwarded_by_whom_it_is_allowed_and_once() {
     let mut net = network("a", "br-a", "10.1.0.1", 24);
-    net.forwards = vec![(Who { users: vec![1000], groups: vec![] }, vec![(8000, 8009), (22, 22)])];
+    net.forwards = vec![(Who { users: vec![1000], groups: vec![], ..Who::default() }, vec![(8000, 8009), (22, 22)])];
     let mut book = book_of(&net, &[(LeaseId(1), 2000)]);
     let ask = |book: &Book, uid, port| {
         book.admit(&net, &caller(uid), &Wanted { forwards: vec![forward(port)], ..wanted("a") })

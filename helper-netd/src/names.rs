@@ -1,28 +1,44 @@
-//! Names of users and groups to ids, from the text of `passwd` and `group`. libc's resolver is not asked: it would load
-//! modules, open sockets and wait for servers.
+//! Names of users and groups to ids, from the text of `passwd` and `group`, and who is nobody of his own, from `subuid`.
+//! libc's resolver is not asked: it would load modules, open sockets and wait for servers.
 
 use crate::places::Place;
 use std::io;
 
-/// Both files, as they were when they were read.
+/// The files, as they were when they were read.
 #[derive(Debug, Default)]
 pub struct Accounts {
     passwd: String,
     group: String,
+    subuid: String,
 }
 
 impl Accounts {
-    /// Reads both in the directory `etc`.
+    /// Reads them in the directory `etc`. Not every host has subordinate uids.
     ///
     /// # Errors
     /// One of them cannot be read.
     pub fn read(etc: &Place) -> io::Result<Accounts> {
-        Ok(Accounts { passwd: etc.read("passwd")?.0, group: etc.read("group")?.0 })
+        let subuid = match etc.read("subuid") {
+            Ok((text, _)) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(error),
+        };
+        Ok(Accounts { passwd: etc.read("passwd")?.0, group: etc.read("group")?.0, subuid })
     }
 
     /// Of given text.
     pub fn of(passwd: &str, group: &str) -> Accounts {
-        Accounts { passwd: passwd.to_owned(), group: group.to_owned() }
+        Accounts { passwd: passwd.to_owned(), group: group.to_owned(), subuid: String::new() }
+    }
+
+    /// The ranges of uids that users have for user namespaces, first and last.
+    pub fn subordinate(&self) -> Vec<(u32, u32)> {
+        let range = |line: &str| {
+            let mut numbers = line.split(':').skip(1).map(|n| n.trim().parse::<u32>().ok());
+            let (first, count) = (numbers.next()??, numbers.next()??);
+            Some((first, first.saturating_add(count.checked_sub(1)?)))
+        };
+        self.subuid.lines().filter_map(range).collect()
     }
 
     /// Uid and gid of a user.
@@ -64,6 +80,14 @@ mod tests {
             assert_eq!(accounts.user(nobody), None, "{nobody}");
         }
         assert_eq!((accounts.group("users"), accounts.group("broken"), accounts.group("al")), (Some(100), None, None));
+    }
+
+    #[test]
+    fn subordinate_uids_are_ranges_and_broken_lines_are_none() {
+        let subuid = "alice:100000:65536\n1000:5:1\nbob:9:0\nbob:x:1\nbob:7\n\nall:4294967295:4294967295\n".to_owned();
+        let accounts = Accounts { subuid, ..Accounts::default() };
+        assert_eq!(accounts.subordinate(), [(100_000, 165_535), (5, 5), (u32::MAX, u32::MAX)]);
+        assert_eq!(Accounts::default().subordinate(), []);
     }
 
     #[test]

@@ -20,8 +20,12 @@ fn with(networks: Vec<Network>) -> Host {
 }
 
 fn plain() -> Network {
-    let forwards = vec![(Who { users: vec![1000, 2000], groups: vec![] }, vec![(8000, 8999)])];
-    Network { who: Who { users: vec![1000, 2000], groups: vec![] }, forwards, ..network("a", "br-a", "10.1.0.1", 24) }
+    let forwards = vec![(Who { users: vec![1000, 2000], groups: vec![], ..Who::default() }, vec![(8000, 8999)])];
+    Network {
+        who: Who { users: vec![1000, 2000], groups: vec![], ..Who::default() },
+        forwards,
+        ..network("a", "br-a", "10.1.0.1", 24)
+    }
 }
 
 fn pooled(pool: u8) -> Network {

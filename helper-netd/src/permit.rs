@@ -28,12 +28,16 @@ pub struct Who {
     pub users: Vec<u32>,
     /// Gids.
     pub groups: Vec<u32>,
+    /// Subordinate uids, first and last: who has them is them all in a user namespace of his own, and keeps his groups
+    /// there. Were they members, too, he had each quota many thousand times.
+    pub subordinate: Vec<(u32, u32)>,
 }
 
 impl Who {
     /// Is the caller one of them?
     pub fn includes(&self, caller: &Caller) -> bool {
-        self.users.contains(&caller.uid) || self.groups.iter().any(|g| caller.groups.contains(g))
+        let somebody = !self.subordinate.iter().any(|(first, last)| (first..=last).contains(&&caller.uid));
+        self.users.contains(&caller.uid) || somebody && self.groups.iter().any(|g| caller.groups.contains(g))
     }
 }
 
@@ -85,7 +89,7 @@ mod tests {
     #[test]
     fn each_request_is_for_whom_the_table_says() {
         let mut one = a_network("one", "br1", "10.0.0.1", 24);
-        one.who = Who { users: vec![1000], groups: vec![50] };
+        one.who = Who { users: vec![1000], groups: vec![50], ..Who::default() };
         let networks = [Rc::new(one)];
         let book = book_of(&networks[0], &[(LeaseId(1), 1000)]);
         let alice = Caller { uid: 1000, groups: vec![] };
@@ -111,7 +115,18 @@ mod tests {
 
     #[test]
     fn a_gid_is_no_uid() {
-        let who = Who { users: vec![50], groups: vec![1000] };
+        let who = Who { users: vec![50], groups: vec![1000], ..Who::default() };
         assert!(!who.includes(&Caller { uid: 1000, groups: vec![50] }));
+    }
+
+    #[test]
+    fn a_subordinate_uid_is_a_member_of_no_group_and_may_what_it_may_by_number() {
+        let who = Who { users: vec![100_007], groups: vec![50], subordinate: vec![(100_000, 165_535), (7, 7)] };
+        for (uid, member) in [(1000, true), (99_999, true), (100_000, false), (100_007, true), (165_535, false)] {
+            assert_eq!(who.includes(&Caller { uid, groups: vec![50] }), member, "{uid}");
+        }
+        assert!(
+            !who.includes(&Caller { uid: 7, groups: vec![50] }) && who.includes(&Caller { uid: 8, groups: vec![50] })
+        );
     }
 }

@@ -26,7 +26,7 @@ struct Host {
 
 fn host() -> Host {
     let (kernel, scratch) = (FakeKernel::new(), Scratch::new());
-    let who = Who { users: vec![1000, 2000], groups: vec![] };
+    let who = Who { users: vec![1000, 2000], groups: vec![], ..Who::default() };
     let netd = start(&kernel, &scratch, vec![crate::network::Network { who, ..network("a", "br-a", "10.1.0.1", 24) }]);
     let listener = socket();
     rustix::net::bind(&listener, &SocketAddrUnix::new(scratch.0.join("sock")).unwrap()).unwrap();

@@ -364,7 +364,7 @@ pub fn network(name: &str, bridge: &str, address: &str, prefix: u8) -> Network {
         localhost: false,
         reach: Vec::new(),
         dns: Vec::new(),
-        who: Who { users: vec![1000], groups: Vec::new() },
+        who: Who { users: vec![1000], groups: Vec::new(), ..Who::default() },
         leases: 16,
         pool: 0,
         forwards: Vec::new(),
