@@ -31,7 +31,7 @@ guests:
 ## What only tests need, beside the programs.
 test-programs: build
 	cargo build --release --locked -p vmsup-tests --bins
-	@install -m 755 $(release)/vmsup-probe $(release)/vmsup-lease-times target/bin/
+	@install -m 755 $(addprefix $(release)/vmsup-,probe lease-times lessee) target/bin/
 
 ## The main job, shown step by step.
 demo: deps build

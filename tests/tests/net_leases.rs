@@ -3,8 +3,10 @@
 
 use netd_api::{Forward, LeaseId, Protocol, Refusal, Reply, Request, Wanted};
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
-use vmsup_tests::netd::{NetHost, default_network, stranger, tenant, wanted};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::process::ExitStatusExt;
+use std::time::Duration;
+use vmsup_tests::netd::{NetHost, UPLINK, default_network, stranger, tenant, wanted};
 use vmsup_tests::netns::Caller;
 use vmsup_tests::wire::Wire;
 use vmsup_tests::{as_root, eventually, user};
@@ -260,6 +262,45 @@ fn a_lease_ends_with_its_tap() {
     drop(client);
     host.works(tenant(), "default");
     assert_eq!(host.client(tenant()).leases().len(), 1);
+}
+
+#[test]
+fn a_lease_outlives_the_supervisor_that_asked_for_it_while_a_worker_holds_its_tap() {
+    if !as_root("a_lease_outlives_the_supervisor_that_asked_for_it_while_a_worker_holds_its_tap") {
+        return;
+    }
+    let host = NetHost::start(&default_network("leases = 2\npool = 0"));
+    let before = host.fds();
+    let (mut supervisor, through) = host.lessee(&user::with_subuids());
+    // The test is the worker: what it gets is another fd of the TAP, handed on by the supervisor.
+    let wire = through.lease_with("default", 1, &[forward(8080, 80)]).unwrap();
+    let told = through.leases();
+    assert_eq!(told.len(), 1);
+    // By its pid and with SIGKILL: setpriv has become it.
+    supervisor.kill().unwrap();
+    assert_eq!(supervisor.wait().unwrap().signal(), Some(9));
+    eventually("netd to see that its peer is gone", || host.fds() <= before);
+
+    let later = host.client(tenant());
+    assert_eq!(later.leases(), told);
+    assert_eq!(host.ports(), [&*wire.lease.interface]);
+    assert!(host.leased(&wire.lease.interface) && host.elements("inet vmsup forwards").len() == 1);
+    assert!(wire.passes());
+    let to = SocketAddr::from((UPLINK, 8080));
+    let connects = || TcpStream::connect_timeout(&to, Duration::from_secs(5)).is_ok();
+    wire.answering(|_| assert!(host.inside.ping(wire.lease.address, 100) && host.outside.run(connects)));
+    // It still counts, for the quota and for its port.
+    assert_eq!(later.lease_with("default", 2, &[forward(8080, 80)]).unwrap_err(), Refusal::PortTaken { port: 8080 });
+    let _second = later.lease("default", 2).unwrap();
+    assert_eq!(later.lease("default", 3).unwrap_err(), Refusal::Quota { limit: 2 });
+
+    // Whoever comes later as the same uid ends it.
+    assert_eq!(later.release(wire.lease.id), Ok(()));
+    eventually("its interface to go, although the worker holds it", || !host.ports().contains(&wire.lease.interface));
+    assert!(!host.leased(&wire.lease.interface) && host.elements("inet vmsup forwards").is_empty());
+    assert!(wire.send(&[0; 60]).is_err());
+    drop(wire);
+    eventually("the next lease", || later.lease("default", 3).is_ok());
 }
 
 #[test]

@@ -316,6 +316,19 @@ impl NetHost {
         })
     }
 
+    /// A process of `user`'s that speaks to netd, and what it is told to say (`vmsup-lessee`).
+    ///
+    /// # Panics
+    /// Where it cannot be started.
+    pub fn lessee(&self, user: &User) -> (Child, Client) {
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        sockopt::set_socket_timeout(&ours, sockopt::Timeout::Recv, Some(Duration::from_secs(30))).unwrap();
+        let mut command = user.command(program("vmsup-lessee"));
+        let child = command.arg(self.socket()).stdin(Stdio::from(theirs)).spawn().unwrap();
+        (child, Client::new(Channel::new(ours)))
+    }
+
     /// A lease and its release, by `who`, work.
     ///
     /// # Panics
