@@ -2,9 +2,11 @@
 //! in common with him (the host's tables), and around the rules. Each failed to be resisted once.
 
 use netd_api::Refusal;
+use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use vmsup_tests::netd::{NetHost, stranger, tenant};
-use vmsup_tests::netns::{Caller, as_caller};
+use vmsup_tests::frames::{self, UDP};
+use vmsup_tests::netd::{ELSEWHERE, METADATA, NetHost, SERVER, stranger, tenant};
+use vmsup_tests::netns::{Caller, as_caller, heard};
 use vmsup_tests::{as_root, eventually, tun, user};
 
 #[test]
@@ -65,4 +67,113 @@ fn a_tap_that_is_touched_without_end_goes() {
     assert!(victim.passes());
     let lost = host.log().lines().filter(|l| l.contains("were lost")).count();
     assert!(lost < 10, "{lost} times events were lost");
+}
+
+#[test]
+fn what_others_translate_to_elsewhere_is_judged_by_where_the_guest_sent_it() {
+    if !as_root("what_others_translate_to_elsewhere_is_judged_by_where_the_guest_sent_it") {
+        return;
+    }
+    for allowed in [false, true] {
+        let (host, client) = NetHost::with_default(&format!("host = {allowed}\nmetadata = {allowed}"));
+        let wire = client.lease("default", 1).unwrap();
+        assert!(wire.passes());
+        let server = host.outside.udp(SERVER, 9000);
+        // As Docker publishes a container's port, and as a cloud's agent answers for its metadata server.
+        host.nft(&format!(
+            "table ip others {{\n chain published {{\n type nat hook prerouting priority dstnat\n \
+             ip daddr {{ {ELSEWHERE}, {}, {METADATA} }} udp dport 80 dnat to {SERVER}:9000\n }}\n}}\n",
+            wire.lease.gateway
+        ));
+        for to in [ELSEWHERE, wire.lease.gateway, METADATA] {
+            for round in 0u8..2 {
+                wire.send(&wire.packet(host.mac("vmsup0"), to, UDP, &frames::udp(5, 80, &[round]))).unwrap();
+            }
+            // What was sent after it came: so would it have.
+            wire.send(&wire.packet(host.mac("vmsup0"), SERVER, UDP, &frames::udp(6, 9000, b"last"))).unwrap();
+            let mut came = Vec::new();
+            eventually("the last datagram", || {
+                came.extend(heard(&server).into_iter().map(|(data, _)| data));
+                came.contains(&b"last".to_vec())
+            });
+            assert_eq!(came.len(), if allowed { 3 } else { 1 }, "{to}, allowed: {allowed}");
+        }
+        let counted = host.counters();
+        assert_eq!(counted.get("inet drop_host").is_none_or(|n| *n < 4), allowed, "{counted:?}");
+        assert_eq!(counted.contains_key("inet drop_metadata"), !allowed, "{counted:?}");
+    }
+}
+
+#[test]
+fn one_guest_does_not_fill_the_hosts_table_of_connections() {
+    if !as_root("one_guest_does_not_fill_the_hosts_table_of_connections") {
+        return;
+    }
+    let (host, client) = NetHost::with_default("host = true");
+    let (hostile, victim) = (client.lease("default", 1).unwrap(), client.lease("default", 2).unwrap());
+    assert!(hostile.passes() && victim.passes());
+    let (bridge, server) = (host.mac("vmsup0"), host.outside.udp(SERVER, 9));
+    let send = |wire: &vmsup_tests::wire::Wire, to: Ipv4Addr, port: u16| {
+        wire.send(&wire.packet(bridge, to, UDP, &frames::udp(port, 9, b"x"))).unwrap();
+    };
+    let count = || {
+        let count = host.inside.feed(&["cat", "/proc/sys/net/netfilter/nf_conntrack_count"], "");
+        count.trim().parse::<u32>().unwrap()
+    };
+    let mut port = 0;
+    eventually("its limit to be reached", || {
+        (0..1000).for_each(|_| {
+            port = port % 50_000 + 1;
+            send(&hostile, if port % 2 == 0 { SERVER } else { ELSEWHERE }, port);
+        });
+        count() >= 4096
+    });
+    let dropped = host.counters().get("inet drop_connections").copied();
+    for port in 50_001..=60_000 {
+        send(&hostile, SERVER, port);
+    }
+    assert!(count() < 4200, "{} connections", count());
+    assert!(host.counters().get("inet drop_connections").copied() >= dropped.map(|n| n + 9000).or(Some(9000)));
+    heard(&server);
+    // It keeps those that it has, and its neighbour has as many.
+    for _ in 0..5 {
+        send(&hostile, SERVER, 2);
+    }
+    send(&victim, SERVER, 7);
+    let mut came = 0;
+    eventually("all of both", || {
+        came += heard(&server).len();
+        came == 6
+    });
+}
+
+#[test]
+fn a_header_that_is_none_hides_no_dhcp_answer() {
+    if !as_root("a_header_that_is_none_hides_no_dhcp_answer") {
+        return;
+    }
+    let (host, client) = NetHost::with_default("isolated = false");
+    // Where it looks at bridged packets, it drops some of these before the rules do.
+    host.inside.run(|| drop(std::fs::write("/proc/sys/net/bridge/bridge-nf-call-iptables", "0")));
+    let (hostile, victim) = (client.lease("default", 1).unwrap(), client.lease("default", 2).unwrap());
+    assert!(hostile.passes() && victim.passes());
+    victim.received();
+    let datagram =
+        |from| hostile.packet(victim.lease.mac, victim.lease.address, UDP, &frames::udp(from, 68, &[7; 300]));
+    let with = |at: usize, bytes: &[u8]| {
+        let mut frame = datagram(67);
+        frame[at..at + bytes.len()].copy_from_slice(bytes);
+        frame
+    };
+    // As it should be; longer and shorter than it says; a header of 16 bytes; version 6.
+    for frame in [datagram(67), with(16, &[8, 0]), with(16, &[0, 19]), with(14, &[0x44]), with(14, &[0x65])] {
+        hostile.send(&frame).unwrap();
+    }
+    hostile.send(&datagram(66)).unwrap();
+    let mut came = Vec::new();
+    eventually("the datagram that may pass", || {
+        came.extend(victim.received().into_iter().filter(|f| frames::kind(f) == frames::IPV4));
+        came.contains(&datagram(66))
+    });
+    assert_eq!(came.len(), 1, "{came:?}");
 }

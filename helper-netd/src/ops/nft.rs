@@ -57,10 +57,11 @@ const SETS: [Set; 9] = [
     Set { family: NFPROTO_INET, name: "localhost", key: 8, data: 0 },
 ];
 /// The chains that judge guests; without rules they let all pass.
-const CHAINS: [(i32, &str); 5] = [
+const CHAINS: [(i32, &str); 6] = [
     (NFPROTO_BRIDGE, "prerouting"),
     (NFPROTO_BRIDGE, "input"),
     (NFPROTO_INET, "prerouting"),
+    (NFPROTO_INET, "prerouting_new"),
     (NFPROTO_INET, "input"),
     (NFPROTO_INET, "forward"),
 ];
