@@ -7,6 +7,7 @@
 pub mod connected;
 pub mod frames;
 pub mod host;
+pub mod installed;
 pub mod jailer;
 pub mod netd;
 pub mod netns;
