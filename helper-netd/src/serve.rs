@@ -96,10 +96,10 @@ pub struct Server<O> {
 /// # Errors
 /// What `getsockopt(2)` says.
 pub fn peer_of(socket: BorrowedFd<'_>) -> io::Result<Caller> {
-    let credentials = rustix::net::sockopt::socket_peercred(socket)?;
+    let (uid, gid) = sys::peer_ids(socket)?;
     let mut groups = sys::peer_groups(socket)?;
-    groups.push(credentials.gid.as_raw());
-    Ok(Caller { uid: credentials.uid.as_raw(), groups })
+    groups.push(gid);
+    Ok(Caller { uid, groups })
 }
 
 impl<O: Ops> Server<O> {

@@ -45,6 +45,28 @@ pub fn tun_set_header_size(tun: impl AsFd, bytes: i32) -> io::Result<()> {
     check(unsafe { libc::ioctl(tun.as_fd().as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const bytes) })
 }
 
+/// `SO_PEERCRED`: uid and gid of a Unix socket's peer, as they were when it connected. Not by rustix 1.1, whose type has no
+/// room for the pid 0 of a peer in another pid namespace, a host's to a netd in a container.
+///
+/// # Errors
+/// It is no Unix socket.
+pub fn peer_ids(socket: impl AsFd) -> io::Result<(u32, u32)> {
+    let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    let mut bytes = size_of_val(&peer) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `bytes` bytes, which is the size of `peer`, and any bit pattern is a valid ucred.
+    check(unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut bytes,
+        )
+    })?;
+    // To a socket that is connected to nobody the kernel says the same.
+    if peer.uid == u32::MAX { Err(io::Error::from_raw_os_error(libc::ENOTCONN)) } else { Ok((peer.uid, peer.gid)) }
+}
+
 /// `SO_PEERGROUPS`: the supplementary groups of a Unix socket's peer, as they were when it connected.
 ///
 /// # Errors
@@ -215,6 +237,18 @@ mod tests {
         })
         .join()
         .unwrap();
+    }
+
+    #[test]
+    fn the_ids_of_a_peer_are_told_whatever_its_pid_and_of_nobody_are_an_error() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        assert_eq!(peer_ids(&ours).unwrap(), own);
+        drop(theirs);
+        assert_eq!(peer_ids(&ours).unwrap(), own, "also of one that is gone");
+        let alone = std::os::unix::net::UnixDatagram::unbound().unwrap();
+        assert_eq!(peer_ids(&alone).unwrap_err().raw_os_error(), Some(libc::ENOTCONN));
+        assert!(peer_ids(std::fs::File::open("/dev/null").unwrap()).is_err());
     }
 
     #[test]
