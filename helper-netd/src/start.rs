@@ -125,7 +125,7 @@ fn serve(options: &Options) -> Result<(), Error> {
     if !confine::has_net_admin() {
         return Err(Error::NoCapability);
     }
-    let kernel = Kernel::open().map_err(failed("netlink"))?;
+    let kernel = Kernel::open(opened.own).map_err(failed("netlink"))?;
     let tun = "/dev/net/tun";
     let tun =
         rustix::fs::openat(rustix::fs::CWD, tun, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(failed(tun))?;

@@ -17,17 +17,19 @@ const OFFLOADS: u32 = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | l
 pub struct Kernel {
     links: Links,
     rules: Rules,
+    /// Uid and gid that TAPs belong to.
+    own: (u32, u32),
 }
 
 impl Kernel {
-    /// Opens the sockets. Needs CAP_NET_ADMIN: nobody else hears of nftables' changes.
-    pub fn open() -> io::Result<Kernel> {
-        Ok(Kernel { links: Links::open()?, rules: Rules::open()? })
+    /// Opens the sockets. Needs CAP_NET_ADMIN: nobody else hears of nftables' changes. TAPs will be of `own`, a uid and a gid.
+    pub fn open(own: (u32, u32)) -> io::Result<Kernel> {
+        Ok(Kernel { links: Links::open()?, rules: Rules::open()?, own })
     }
 }
 
 /// Attaches the queues; the first one makes the interface, and fails where there is one of that name.
-fn tun(name: IfName, queues: u8, offloads: bool) -> io::Result<Vec<OwnedFd>> {
+fn tun(name: IfName, queues: u8, offloads: bool, (uid, gid): (u32, u32)) -> io::Result<Vec<OwnedFd>> {
     let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     if queues > 1 {
         flags |= libc::IFF_MULTI_QUEUE;
@@ -40,8 +42,8 @@ fn tun(name: IfName, queues: u8, offloads: bool) -> io::Result<Vec<OwnedFd>> {
         sys::tun_attach(&tun, name.padded(), (flags | new) as u16)?;
         if queue == 0 {
             // Set at once: to a TAP without owner everybody may attach who may open /dev/net/tun.
-            sys::tun_set(&tun, TunOption::Owner(rustix::process::geteuid().as_raw()))?;
-            sys::tun_set(&tun, TunOption::Group(rustix::process::getegid().as_raw()))?;
+            sys::tun_set(&tun, TunOption::Owner(uid))?;
+            sys::tun_set(&tun, TunOption::Group(gid))?;
             sys::tun_set_header_size(&tun, VNET_HEADER)?;
             sys::tun_set(&tun, TunOption::Offload(if offloads { OFFLOADS } else { 0 }))?;
         }
@@ -52,7 +54,8 @@ fn tun(name: IfName, queues: u8, offloads: bool) -> io::Result<Vec<OwnedFd>> {
 
 impl Ops for Kernel {
     fn create_tap(&mut self, name: IfName, queues: u8, offloads: bool) -> Result<Tap, OpsError> {
-        let queues = tun(name, queues, offloads).map_err(|e| failed(|| format!("making the TAP {name}"))(e.into()))?;
+        let queues =
+            tun(name, queues, offloads, self.own).map_err(|e| failed(|| format!("making the TAP {name}"))(e.into()))?;
         let (index, mac) = self.links.look(name)?;
         Ok(Tap { queues, index, mac })
     }

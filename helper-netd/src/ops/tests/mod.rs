@@ -21,6 +21,9 @@ pub const BRIDGE_MAC: Mac = [2, 0x76, 0x6d, 0xff, 0, 1];
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 const RULES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../policies/nft/vmsup.nft");
 
+/// Whose the TAPs are: root's.
+const OWN: (u32, u32) = (0, 0);
+
 /// Runs the test on a thread with a network namespace of its own, as root; says so where it cannot.
 pub fn in_namespace(name: &str, test: impl FnOnce(Kernel) + Send + 'static) {
     if !rustix::process::geteuid().is_root() {
@@ -29,7 +32,7 @@ pub fn in_namespace(name: &str, test: impl FnOnce(Kernel) + Send + 'static) {
     let run = move || {
         testing::unshare_network().unwrap();
         run("ip link set lo up");
-        test(Kernel::open().unwrap());
+        test(Kernel::open(OWN).unwrap());
     };
     std::thread::Builder::new().name(name.to_owned()).spawn(run).unwrap().join().unwrap();
 }
