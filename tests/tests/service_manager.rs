@@ -187,7 +187,8 @@ fn the_units_start_a_vm_with_a_network_under_systemd() {
         "-c",
         "cat > /var/lib/vmsup/vm.json <<E\n\
         { \"name\": \"one\", \"cpus\": 1, \"memory_mib\": 32, \"boot\": { \"builtin\": \"net\" },\n\
-        \"nets\": [ { \"network\": \"default\" } ] }\nE\n",
+        \"disks\": [ { \"path\": \"disk.img\" } ], \"nets\": [ { \"network\": \"default\" } ] }\nE\n\
+        truncate -s 1M /var/lib/vmsup/disk.img && chown vmsup /var/lib/vmsup/disk.img",
     ]);
     manager.vmsup(&["start", "/var/lib/vmsup/vm.json"]);
     let address =
