@@ -9,6 +9,16 @@ bin := $(or $(VMSUP_BIN),target/bin)
 target := $(or $(CARGO_TARGET_DIR),target)
 release := $(target)/x86_64-unknown-linux-gnu/release
 
+# What is installed names what is installed: the paths of a checkout, in texts and in their links, become placeholders, and
+# those the paths of this installation.
+placed := s|](\.\./policies/nft/|](|g; s|](\.\./packaging/netd\.toml)|](netd.toml)|g; \
+	s|/usr/local/|@PREFIX@/|g; s|/etc/vmsup/|@SYSCONFDIR@/vmsup/|g; s|/etc/apparmor\.d/|@SYSCONFDIR@/apparmor.d/|g; \
+	s|docs/networks\.md|@DATADIR@/vmsup/networks.md|g; s|packaging/netd\.toml|@DATADIR@/vmsup/netd.toml|g; \
+	s|policies/nft/vmsup\.nft|@DATADIR@/vmsup/vmsup.nft|g; \
+	s|packaging/sysctl\.d/|@PREFIX@/lib/sysctl.d/|g; s|packaging/udev/|@PREFIX@/lib/udev/rules.d/|g; \
+	s|@BINDIR@|@PREFIX@/bin|g; s|@DATADIR@|@PREFIX@/share|g; \
+	s|@PREFIX@|$(PREFIX)|g; s|@SYSCONFDIR@|$(SYSCONFDIR)|g
+
 .PHONY: all deps build guests test-programs demo test bench lint install install-files clean
 all: build
 
@@ -61,11 +71,12 @@ install-files:
 	$(bin)/vmsup man $(DESTDIR)$(PREFIX)/share/man/man1
 	$(bin)/vmsup completions bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/vmsup
 	install -m 644 examples/*.json $(DESTDIR)$(PREFIX)/share/vmsup/examples/
-	install -m 644 policies/nft/vmsup.nft packaging/netd.toml docs/networks.md $(DESTDIR)$(PREFIX)/share/vmsup/
+	install -m 644 policies/nft/vmsup.nft $(DESTDIR)$(PREFIX)/share/vmsup/
 	install -m 755 packaging/subids $(DESTDIR)$(PREFIX)/share/vmsup/
 	@set -e; place() { \
-		sed 's|@BINDIR@|$(PREFIX)/bin|g; s|@DATADIR@|$(PREFIX)/share|g' "$$1" >"$$2/$${1##*/}"; \
+		sed '$(placed)' "$$1" >"$$2/$${1##*/}"; \
 		chmod 644 "$$2/$${1##*/}"; echo "$$2/$${1##*/}"; }; \
+	for file in docs/networks.md docs/devices.md packaging/netd.toml; do place "$$file" $(DESTDIR)$(PREFIX)/share/vmsup; done; \
 	for file in packaging/systemd/system/*; do place "$$file" $(DESTDIR)$(PREFIX)/lib/systemd/system; done; \
 	for file in packaging/systemd/user/*; do place "$$file" $(DESTDIR)$(PREFIX)/lib/systemd/user; done; \
 	for folder in sysusers.d tmpfiles.d sysctl.d; do \
@@ -73,7 +84,7 @@ install-files:
 	for file in packaging/udev/*; do place "$$file" $(DESTDIR)$(PREFIX)/lib/udev/rules.d; done; \
 	for file in packaging/apparmor/*; do place "$$file" $(DESTDIR)$(SYSCONFDIR)/apparmor.d; done
 	@if [ ! -e $(DESTDIR)$(SYSCONFDIR)/vmsup/netd.toml ]; then \
-		install -m 644 packaging/netd.toml $(DESTDIR)$(SYSCONFDIR)/vmsup/netd.toml; fi
+		install -m 644 $(DESTDIR)$(PREFIX)/share/vmsup/netd.toml $(DESTDIR)$(SYSCONFDIR)/vmsup/netd.toml; fi
 
 clean:
 	rm -rf target/bin target/guest target/testhost target/test-logs target/bench

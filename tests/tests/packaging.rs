@@ -27,13 +27,16 @@ fn make_install_places_everything_for_its_prefix() {
     let units = SYSTEM_UNITS.map(|unit| format!("lib/systemd/system/{unit}"));
     let texts = ["lib/systemd/user/vmsup.service", "lib/sysusers.d/vmsup.conf", "lib/tmpfiles.d/vmsup.conf"];
     let more = ["lib/sysctl.d/60-vmsup.conf", "lib/udev/rules.d/65-vmsup.rules", "share/vmsup/vmsup.nft"];
-    let docs = ["share/vmsup/netd.toml", "share/vmsup/networks.md", "share/man/man1/vmsup-serve.1"];
-    let names = units.iter().map(String::as_str).chain(texts).chain(more).chain(docs);
+    let docs =
+        ["netd.toml", "networks.md", "devices.md", "../man/man1/vmsup-serve.1"].map(|n| format!("share/vmsup/{n}"));
+    let names = units.iter().map(String::as_str).chain(texts).chain(more).chain(docs.iter().map(String::as_str));
     let etc = ["etc/apparmor.d/vmsup-jailer", "etc/vmsup/netd.toml"].map(PathBuf::from);
     for name in names.map(|n| Path::new("opt/vm").join(n)).chain(etc) {
         let path = scratch.path().join(&name);
         let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", name.display()));
-        assert!(!text.contains("@BINDIR@") && !text.contains("@DATADIR@"), "{}", name.display());
+        for placeholder in ["@BINDIR@", "@DATADIR@", "@PREFIX@", "@SYSCONFDIR@"] {
+            assert!(!text.contains(placeholder), "{}: {placeholder}", name.display());
+        }
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o644, "{}", name.display());
         for line in text.lines().filter(|l| l.starts_with("Exec") || l.starts_with("profile ")) {
             let ours = line.split_whitespace().filter(|w| w.contains("/bin/vmsup") || w.contains("/share/vmsup"));
@@ -49,6 +52,41 @@ fn make_install_places_everything_for_its_prefix() {
     std::fs::write(&edited, "# mine\n").unwrap();
     install(scratch.path(), "/opt/vm", "/etc");
     assert_eq!(std::fs::read_to_string(&edited).unwrap(), "# mine\n");
+}
+
+#[test]
+fn what_is_installed_names_and_links_to_what_is_installed() {
+    let scratch = Scratch::new(&me());
+    // Both hold a path that is replaced: what was replaced once must not be replaced again.
+    let (prefix, etc) = ("/usr/local/opt", "/usr/local/etc");
+    install(scratch.path(), prefix, etc);
+    let read =
+        |path: &str| std::fs::read_to_string(scratch.path().join(&path[1..])).unwrap_or_else(|e| panic!("{path}: {e}"));
+    let unit = read(&format!("{prefix}/lib/systemd/system/vmsup-netd.service"));
+    let said =
+        |start: &str| unit.lines().find_map(|l| l.strip_prefix(start)).unwrap_or_else(|| panic!("{start}")).to_owned();
+    assert_eq!(said("ConditionPathExists="), format!("{etc}/vmsup/netd.toml"));
+    assert_eq!(said("ExecStart="), format!("{prefix}/bin/vmsup-netd --config {etc}/vmsup/netd.toml"));
+    let folder = scratch.path().join(&prefix[1..]).join("share/vmsup");
+    let mut links = 0;
+    for file in ["networks.md", "devices.md", "netd.toml"] {
+        let text = read(&format!("{prefix}/share/vmsup/{file}"));
+        for checkout in ["packaging/", "../", "/etc/vmsup/", "/usr/local/share", "policies/nft/", " docs/"] {
+            let found = text.lines().find(|l| l.replace(etc, "").contains(checkout));
+            assert!(found.is_none(), "{file}: {checkout} in {found:?}");
+        }
+        for (at, _) in text.match_indices("](") {
+            let target = text[at + 2..].split(')').next().unwrap().split('#').next().unwrap();
+            assert!(target.is_empty() || folder.join(target).is_file(), "{file} links to {target}");
+            links += 1;
+        }
+        // The same files by their whole paths.
+        for word in text.split(['`', ' ', '\n']).filter(|w| w.starts_with("/usr/local/")) {
+            assert!(scratch.path().join(&word[1..]).exists(), "{file} names {word}");
+        }
+    }
+    assert!(links > 2, "{links}");
+    assert!(read(&format!("{prefix}/share/vmsup/networks.md")).contains(&format!("{etc}/apparmor.d/vmsup-jailer")));
 }
 
 /// `text` with its commented fields and tables in force, and with names that every host has.
