@@ -152,7 +152,8 @@ pub struct Net {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}$"))]
     pub mac_suffix: Option<String>,
-    /// Queue pairs; more than one for a guest with several vCPUs.
+    /// Queue pairs (default: 1). More than one rarely pays: one thread of the worker serves all of them, and the device has
+    /// one interrupt.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 4))]
     pub queues: u8,
