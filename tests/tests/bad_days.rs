@@ -130,7 +130,7 @@ fn a_jailer_killed_at_any_step_leaves_running_vms_alive_and_new_ones_refused() {
 
 #[test]
 fn a_supervisor_out_of_fds_refuses_with_a_sentence_and_recovers() {
-    let limit = ["prlimit", "--nofile=200:200"];
+    let limit = ["prlimit", "--nofile=300:300"];
     let host = Host::start_wrapped(&user::with_subuids(), &limit, &["--pool", "1"]);
     let mut started = Vec::new();
     let sentence = loop {
@@ -140,7 +140,7 @@ fn a_supervisor_out_of_fds_refuses_with_a_sentence_and_recovers() {
             break ran.sentence(1);
         }
         started.push(name);
-        assert!(started.len() < 200, "200 fds were enough for 200 VMs");
+        assert!(started.len() < 300, "300 fds were enough for 300 VMs");
     };
     assert!(sentence.contains("file"), "{sentence}");
     for name in &started {

@@ -4,8 +4,8 @@
 //! jailer whose pidfd finds no place is lost, and the channel with it. So everything that holds fds has a bound, and
 //! the bounds together fit the limit.
 
-/// The supervisor's own: stdio, lock, directories, KVM, reactor, jailer, signals, socket, built-in guests, and the connection to netd on
-/// which leases are released.
+/// The supervisor's own: stdio, lock, directories, KVM, reactor, jailer, signals, socket, built-in guests, and the connection to
+/// netd on which leases are released.
 const FIXED: u64 = 41;
 /// A running VM: console ring, eventfd and input, pidfd, control socket.
 const VM: u64 = 5;
@@ -14,7 +14,8 @@ const VM: u64 = 5;
 const START: u64 = 24 + TAPS + 1;
 /// The most queues of all TAPs of one VM.
 const TAPS: u64 = worker_api::NETS_MAX as u64 * worker_api::NET_QUEUES_MAX as u64;
-/// A connection: its socket, and for a question to netd that one's, or for a console a copy that notices the hang-up and the console of a VM that is forgotten.
+/// A connection: its socket, and for a question to netd that one's, or for a console a copy that notices the hang-up and the
+/// console of a VM that is forgotten.
 const CONNECTION: u64 = 5;
 /// A VM that has ended and is kept: its console.
 const ENDED: u64 = 3;
