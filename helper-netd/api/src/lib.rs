@@ -91,7 +91,7 @@ pub struct Wanted {
     pub vm: VmId,
     /// 1 to [`QUEUES_MAX`].
     pub queues: u8,
-    /// The guest's side may be given checksums to complete and segments to cut (TUNSETOFFLOAD).
+    /// The TAP's holder may be given segments to cut (TUNSETOFFLOAD). Checksums to complete it is given in any case.
     pub offloads: bool,
     /// The last three bytes of the MAC; netd chooses where there are none.
     pub mac_suffix: Option<[u8; 3]>,

@@ -1,17 +1,19 @@
 //! [`Ops`] as the kernel does them: two netlink sockets for requests, two for events, `/dev/net/tun` for each TAP.
 
+use super::flows;
 use super::link::Links;
 use super::nft::Rules;
 use super::{Bridge, Element, IfName, Link, LinkEvent, Mac, Ops, OpsError, Tap, failed};
 use crate::sys::{self, TunOption};
 use rustix::fs::{CWD, Mode, OFlags};
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// Bytes of `struct virtio_net_hdr_v1`.
 const VNET_HEADER: i32 = 12;
-/// Checksums to complete, TCP segments to cut, over IPv4 and IPv6, with ECN.
-const OFFLOADS: u32 = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+/// TCP segments to cut, over IPv4 and IPv6, with ECN.
+const SEGMENTS: u32 = libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
 
 /// The kernel of the network namespace that it was opened in.
 pub struct Kernel {
@@ -45,7 +47,9 @@ fn tun(name: IfName, queues: u8, offloads: bool, (uid, gid): (u32, u32)) -> io::
             sys::tun_set(&tun, TunOption::Owner(uid))?;
             sys::tun_set(&tun, TunOption::Group(gid))?;
             sys::tun_set_header_size(&tun, VNET_HEADER)?;
-            sys::tun_set(&tun, TunOption::Offload(if offloads { OFFLOADS } else { 0 }))?;
+            // Checksums are the holder's to complete, always: the kernel would do it where the sender says, in any frame, and
+            // after the rules have looked at it.
+            sys::tun_set(&tun, TunOption::Offload(libc::TUN_F_CSUM | if offloads { SEGMENTS } else { 0 }))?;
         }
         fds.push(tun);
     }
@@ -90,6 +94,10 @@ impl Ops for Kernel {
 
     fn change(&mut self, add: &[Element], remove: &[Element]) -> Result<(), OpsError> {
         self.rules.change(add, remove)
+    }
+
+    fn forget_flows(&mut self, address: Ipv4Addr) -> Result<(), OpsError> {
+        flows::forget(&mut self.rules.requests, address)
     }
 
     fn rules_loaded(&mut self) -> Result<bool, OpsError> {

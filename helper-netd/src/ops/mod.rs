@@ -3,6 +3,7 @@
 //! [`Ops`] is the whole of it, so that everything above is tested against a double. Names of interfaces are made here
 //! from numbers, or come from root's configuration; none comes from a peer.
 
+mod flows;
 mod kernel;
 mod link;
 mod nft;
@@ -216,6 +217,9 @@ pub enum OpsError {
     /// The tables of `vmsup.nft` are not there, or are not ours.
     #[error("the tables \"bridge vmsup\" and \"inet vmsup\" are not loaded (nft -f vmsup.nft)")]
     NoRules,
+    /// The kernel tells nobody which connections it knows.
+    #[error("connections cannot be listed: the kernel has no nf_conntrack_netlink (modprobe nf_conntrack_netlink)")]
+    NoFlows,
     /// Something that should be there is not, or the other way round: what we believe of the kernel is wrong.
     #[error("{what}: {source}; the kernel's state is not the expected one")]
     Differs {
@@ -250,7 +254,9 @@ fn failed(what: impl FnOnce() -> String) -> impl FnOnce(netlink::Error) -> OpsEr
 /// What netd does to the kernel.
 pub trait Ops {
     /// Makes a TAP: IFF_TAP, IFF_NO_PI, IFF_VNET_HDR (12 bytes), several queues where asked for, not persistent, owned
-    /// by our own uid and gid, offloads as asked for, non-blocking. It is down, and no bridge's port.
+    /// by our own uid and gid, non-blocking. Its holder completes checksums itself, whatever `offloads` says, so that the kernel
+    /// changes no frame that the rules have judged; it is given segments to cut where `offloads` says so. It is down, and no
+    /// bridge's port.
     fn create_tap(&mut self, name: IfName, queues: u8, offloads: bool) -> Result<Tap, OpsError>;
 
     /// Makes the bridge, or makes the one that is there what it should be (MAC, address, MTU, up, no STP, no IPv6 address,
@@ -281,6 +287,9 @@ pub trait Ops {
     /// Adds and removes elements, all or none. Adding one that is there is nothing; removing one that is not is
     /// [`OpsError::Differs`].
     fn change(&mut self, add: &[Element], remove: &[Element]) -> Result<(), OpsError>;
+
+    /// Ends all that connection tracking knows of the address, and nothing else. An error, and not all of it is ended.
+    fn forget_flows(&mut self, address: Ipv4Addr) -> Result<(), OpsError>;
 
     /// Are both tables loaded, with every set that is used here?
     fn rules_loaded(&mut self) -> Result<bool, OpsError>;

@@ -1,10 +1,10 @@
 //! TAPs, bridges, ports, and what is told of them.
 
-use super::frame::{UDP, ethernet, flow, ipv4, udp};
+use super::frame::{Arp, UDP, ethernet, flow, ipv4, udp};
 use super::{BRIDGE_MAC, Bridge, GATEWAY, Guest, IfName, Kernel, LinkEvent, Ops};
-use super::{bridge, expect_event, in_namespace, load_rules, name, run, vmsup0};
+use super::{bridge, expect_event, in_namespace, load_rules, meet_host, name, next, run, vmsup0};
 use crate::netlink::{Message, Socket};
-use crate::ops::{Link, OpsError, Tun};
+use crate::ops::{Element, Link, OpsError, Tap, Tun};
 use crate::sys::{self, TunOption, testing};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use std::net::Ipv4Addr;
@@ -37,6 +37,33 @@ fn a_tap_is_what_was_asked_for() {
             let link = Link { name: port, index: tap.index, mac: tap.mac, bridge: None, up: false, tun };
             assert_eq!(look(&mut kernel, port.as_str()), Some(link));
         }
+    });
+}
+
+/// A holder of a TAP may call any two bytes of a frame a checksum to complete. The rules see them as they were sent, and so does
+/// whoever gets the frame, together with the header: also at a TAP without offloads.
+#[test]
+fn the_kernel_completes_no_checksum_after_the_rules_have_judged_a_frame() {
+    in_namespace("the_kernel_completes_no_checksum_after_the_rules_have_judged_a_frame", |mut kernel| {
+        load_rules();
+        let bridge = vmsup0(&mut kernel);
+        let guest = Guest::new(&mut kernel, 1, bridge, false, Ipv4Addr::new(10, 77, 0, 2));
+        let (port, mac, address) = (IfName::port(2), [2, 0x76, 0x6d, 77, 0, 3], Ipv4Addr::new(10, 77, 0, 3));
+        let Tap { queues, index, .. } = kernel.create_tap(port, 1, false).unwrap();
+        kernel.plug(index, bridge, false, 1500, mac).unwrap();
+        kernel.change(&[Element::Lease { port, mac, address }], &[]).unwrap();
+        meet_host(&guest, GATEWAY);
+        while next(&queues[0]).is_some() {}
+        let mut reply = Arp { operation: 2, ..Arp::request(guest.mac, guest.address).to(address) }.from(guest.mac);
+        reply[..6].copy_from_slice(&mac);
+        // The sum of all from the lower half of the sender's address on would be put there.
+        let header = [1, 0, 0, 0, 0, 0, 30, 0, 0, 0, 0, 0];
+        let packet = [&header[..], &reply].concat();
+        assert_eq!(rustix::io::write(&guest.tap, &packet), Ok(packet.len()));
+        let mut came = vec![0; 2048];
+        let length = rustix::io::read(&queues[0], &mut came).unwrap();
+        assert_eq!(came[12..length], reply, "the sender's address is the lease's");
+        assert_eq!(came[..10], header[..10], "and its holder is told of the sender's wish");
     });
 }
 
