@@ -29,7 +29,8 @@ pub struct NetSpec {
     pub mtu: u16,
     /// Queue pairs, 1 to [`NET_QUEUES_MAX`]; an fd of the TAP for each.
     pub queues: u8,
-    /// The TAP hands over checksums to complete and segments to cut.
+    /// The guest's driver may be handed checksums to complete and segments to cut. The TAP hands over the former in any case, and
+    /// the worker completes them for a driver that does not.
     pub offloads: bool,
     /// What the guest is told to call itself: letters, digits and `-`, at most [`HOSTNAME_MAX`] bytes; empty for nothing.
     pub hostname: String,
@@ -87,7 +88,7 @@ pub struct NetCounters {
     pub dropped_dhcp: u64,
     /// Dropped on the way in: the guest's buffers were too small.
     pub dropped_buffer: u64,
-    /// Dropped on the way in: a segment or checksum that the guest's driver did not agree to take.
+    /// Dropped on the way in: a segment that the guest's driver did not agree to take, or a checksum that is not TCP's or UDP's.
     pub dropped_offload: u64,
 }
 

@@ -43,7 +43,7 @@ impl Sum {
 
 impl Partial {
     /// Is all of it in a frame of so many bytes?
-    fn is_inside(self, frame: u64) -> bool {
+    pub fn is_inside(self, frame: u64) -> bool {
         self.start + self.offset + 2 <= frame
     }
 

@@ -35,6 +35,7 @@ pub mod header;
 mod receive;
 pub mod tap;
 mod transmit;
+mod transport;
 
 #[cfg(test)]
 pub(super) mod tests;
@@ -189,7 +190,8 @@ impl Net {
         mem: &GuestMemory,
     ) -> Result<Filled, QueueError> {
         let buffers = &mut self.buffers[pair];
-        let good = match header.incoming(self.agreed) {
+        let (head, known) = buffers.head(mem, header, length);
+        let good = match header.incoming(self.agreed, &head[..known], length) {
             Incoming::Fits => true,
             Incoming::Complete(partial) => partial.complete(mem, buffers.segments(), header::LENGTH as u64, length),
             Incoming::Unacceptable => false,
@@ -282,8 +284,9 @@ impl VirtioDevice for Net {
         }
         match self.buffers[pair].read(self.taps[source].as_fd(), mem) {
             Read::Packet(header, length) => self.deliver_packet(pair, header, length, queue, mem),
-            Read::TooLong(mut header) => {
-                let expected = header.incoming(self.agreed) != Incoming::Unacceptable;
+            Read::TooLong(mut header, length) => {
+                let (head, known) = self.buffers[pair].head(mem, header, length);
+                let expected = header.incoming(self.agreed, &head[..known], length) != Incoming::Unacceptable;
                 let counters = &self.counters;
                 if expected { &counters.dropped_buffer } else { &counters.dropped_offload }.one();
                 Ok(Filled::Nothing)

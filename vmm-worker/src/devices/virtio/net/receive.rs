@@ -6,6 +6,7 @@
 use super::super::QueueError;
 use super::super::queue::{self, Chain, Virtqueue, part};
 use super::header::{self, Agreed, Header};
+use super::transport;
 use crate::memory::{self, GuestMemory, Segment, TRANSFER_SEGMENTS};
 use std::collections::VecDeque;
 use std::io;
@@ -48,8 +49,9 @@ struct Taken {
 pub enum Read {
     /// A packet, in the first chains: its header, and the bytes of its frame.
     Packet(Header, u64),
-    /// A packet that is longer than the room that there was, with its header; the rest of it is lost.
-    TooLong(Header),
+    /// A packet that is longer than the room that there was, with its header and the bytes that there was room for; the rest
+    /// of it is lost.
+    TooLong(Header, u64),
     /// A packet that the kernel cannot describe to virtio; it is lost.
     Odd,
     /// Nothing now.
@@ -137,7 +139,9 @@ impl Buffers {
         let frame = part(&self.segments, HEADER, u64::MAX);
         match memory::receive(mem, tap, &mut header.0, frame, &mut too_long) {
             Ok(moved) => match (moved as u64).checked_sub(HEADER) {
-                Some(frame) if frame > self.bytes.saturating_sub(HEADER) => Read::TooLong(header),
+                Some(frame) if frame > self.bytes.saturating_sub(HEADER) => {
+                    Read::TooLong(header, self.bytes.saturating_sub(HEADER))
+                }
                 Some(frame) => Read::Packet(header, frame),
                 // No TAP with a header of this length has less.
                 None => Read::End,
@@ -150,6 +154,16 @@ impl Buffers {
                 _ => Read::End,
             },
         }
+    }
+
+    /// The beginning of the frame of `length` bytes that was read, and how many bytes of it: as many as it takes to find the
+    /// checksum that its header wants to have completed, none where it wants none. It is the guest's memory by now, and another
+    /// vCPU may have written there: what is made of these bytes is of no consequence but to this guest.
+    pub fn head(&self, mem: &GuestMemory, header: Header, length: u64) -> ([u8; transport::LOOK], usize) {
+        let mut head = [0; transport::LOOK];
+        let known = if header.partial().is_some() { head.len().min(length as usize) } else { 0 };
+        let copied = queue::read(mem, part(&self.segments, HEADER, u64::MAX), &mut head[..known]);
+        (head, if copied { known } else { 0 })
     }
 
     /// The segments of the chains, first the one where a packet's header begins.

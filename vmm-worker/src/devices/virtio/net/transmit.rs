@@ -89,9 +89,9 @@ impl Sender<'_> {
 
     /// Checks header and length, and leaves in `head` the header that the TAP is to get. False where the packet is dropped.
     fn judge(&self, head: &mut [u8], length: u64) -> bool {
-        let Some(place) = head.first_chunk_mut::<HEADER>() else { return false };
+        let Some((place, frame)) = head.split_first_chunk_mut::<HEADER>() else { return false };
         let mut header = Header(*place);
-        if !header.outgoing(self.agreed) {
+        if !header.outgoing(self.agreed, frame, length) {
             self.counters.dropped_header.one();
             return false;
         }

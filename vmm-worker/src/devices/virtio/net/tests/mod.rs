@@ -40,6 +40,21 @@ pub(super) fn frame(length: usize, seed: u8) -> Vec<u8> {
     (0..length).map(|n| (n as u8).wrapping_mul(7).wrapping_add(seed) ^ (n >> 8) as u8).collect()
 }
 
+/// The same, but for what makes it TCP over IPv4.
+pub(super) fn tcp(length: usize, seed: u8) -> Vec<u8> {
+    let mut frame = frame(length, seed);
+    frame[12..15].copy_from_slice(&[8, 0, 0x45]);
+    frame[20..24].copy_from_slice(&[0x40, 0, 64, 6]);
+    frame
+}
+
+/// An ARP packet, as long as Ethernet wants it; 28 to 32 is its sender's address.
+pub(super) fn arp() -> Vec<u8> {
+    let mut frame = frame(60, 0x21);
+    frame[12..22].copy_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 2]);
+    frame
+}
+
 /// Feature bits as one number.
 pub(super) fn bits(features: &[u32]) -> u64 {
     features.iter().map(|bit| 1 << bit).sum()
@@ -298,7 +313,7 @@ fn a_flooded_interface_does_not_starve_another() {
     }
     reactor.turn().unwrap();
     // Segments that the driver did not agree to: each is read, and none takes a chain.
-    (0..200).for_each(|_| flooded.arrive(0, [1, 1, 54, 0, 0, 2, 34, 0, 16, 0], &frame(100, 1)));
+    (0..200).for_each(|_| flooded.arrive(0, [1, 1, 54, 0, 0, 2, 34, 0, 16, 0], &tcp(100, 1)));
     quiet.arrive(0, [0; 10], &frame(60, 9));
     reactor.turn().unwrap();
     assert_eq!(flooded.counted().dropped_offload, 64, "a turn and no more");

@@ -14,15 +14,15 @@ const SEGMENT: [u8; 10] = [1, 1, 54, 0, 0xb4, 5, 34, 0, 16, 0];
 #[test]
 fn a_packet_arrives_byte_for_byte() {
     let mut bench = Bench::new();
-    for (n, length) in [14, 60, 1514].into_iter().enumerate() {
+    for (n, length) in [52, 60, 1514].into_iter().enumerate() {
         let head = bench.leave(RX, &[1530]);
-        bench.arrive(0, PARTIAL, &frame(length, n as u8));
+        bench.arrive(0, PARTIAL, &tcp(length, n as u8));
         bench.driver.settle();
         let header = vec![1, 0, 0, 0, 0, 0, 34, 0, 16, 0, 1, 0];
-        assert_eq!(bench.packet(RX), Some((header, frame(length, n as u8), vec![head])));
+        assert_eq!(bench.packet(RX), Some((header, tcp(length, n as u8), vec![head])));
     }
     let counted = bench.counted();
-    assert_eq!((counted.received_packets, counted.received_bytes), (3, 14 + 60 + 1514));
+    assert_eq!((counted.received_packets, counted.received_bytes), (3, 52 + 60 + 1514));
 }
 
 #[test]
@@ -30,9 +30,9 @@ fn a_header_may_be_cut_anywhere() {
     let mut bench = Bench::new();
     for lengths in [[12, 2000], [1, 2000], [11, 2000], [13, 2000], [600, 1400]] {
         bench.leave(RX, &lengths);
-        bench.arrive(0, PARTIAL, &frame(1000, 5));
+        bench.arrive(0, PARTIAL, &tcp(1000, 5));
         bench.driver.settle();
-        assert_eq!(bench.frame(), Some(frame(1000, 5)), "{lengths:?}");
+        assert_eq!(bench.frame(), Some(tcp(1000, 5)), "{lengths:?}");
     }
 }
 
@@ -141,7 +141,7 @@ fn a_turn_is_one_interrupt_for_all_its_packets() {
 fn a_checksum_is_completed_for_a_driver_that_does_not() {
     let mut bench = Bench::with(1, true, &[GUEST_CSUM, GUEST_TSO4, GUEST_TSO6]);
     for length in [1514, 1001] {
-        let sent = frame(length, 0x31);
+        let sent = tcp(length, 0x31);
         let expected = checksum::reference(&sent, 34, 16);
         assert_ne!(sent, expected);
         bench.leave(RX, &[77]);
@@ -156,21 +156,51 @@ fn a_checksum_is_completed_for_a_driver_that_does_not() {
     bench.driver.settle();
     assert_eq!(bench.packet(RX).unwrap().0[0], 0, "nor does it hear that one was checked");
     // A place outside of the frame, which no kernel says.
-    bench.arrive(0, [1, 0, 0, 0, 0, 0, 58, 0, 1, 0], &frame(60, 1));
+    bench.arrive(0, PARTIAL, &tcp(51, 1));
     bench.leave(RX, &[2048]);
     bench.driver.settle();
     assert_eq!((bench.frame(), bench.counted().dropped_offload), (None, 1));
+}
+
+/// Whoever completes it writes into a frame that the host's rules have judged already: here into an ARP sender's address.
+#[test]
+fn a_checksum_that_is_none_changes_no_frame() {
+    for refused in [&[][..], &[GUEST_CSUM, GUEST_TSO4, GUEST_TSO6]] {
+        let mut bench = Bench::with(1, true, refused);
+        bench.leave(RX, &[2048]);
+        let fragment = [&tcp(60, 1)[..20], &[0x20, 0], &tcp(60, 1)[22..]].concat();
+        for (start, offset, frame) in [(30, 0, arp()), (34, 16, arp()), (26, 2, tcp(60, 1)), (34, 16, fragment)] {
+            bench.arrive(0, [1, 0, 0, 0, 0, 0, start, 0, offset, 0], &frame);
+        }
+        bench.driver.settle();
+        assert_eq!((bench.frame(), bench.counted().dropped_offload), (None, 4));
+        bench.arrive(0, [0; 10], &arp());
+        bench.driver.settle();
+        assert_eq!(bench.frame(), Some(arp()));
+        bench.works();
+    }
+}
+
+/// The kernel completes none towards a TAP: the device does, for a driver that was offered nothing.
+#[test]
+fn a_guest_without_offloads_gets_whole_checksums() {
+    let mut bench = Bench::with(1, false, &[]);
+    bench.leave(RX, &[2048]);
+    let sent = tcp(1514, 5);
+    bench.arrive(0, PARTIAL, &sent);
+    bench.driver.settle();
+    assert_eq!(bench.frame(), Some(checksum::reference(&sent, 34, 16)));
 }
 
 #[test]
 fn a_segment_that_the_driver_did_not_agree_to_is_dropped_and_counted() {
     let mut bench = Bench::with(1, true, &[GUEST_TSO4, GUEST_TSO6]);
     bench.leave(RX, &[2048]);
-    bench.arrive(0, SEGMENT, &frame(1400, 1));
-    bench.arrive(0, SEGMENT, &frame(40_000, 2));
-    bench.arrive(0, PARTIAL, &frame(1514, 3));
+    bench.arrive(0, SEGMENT, &tcp(1400, 1));
+    bench.arrive(0, SEGMENT, &tcp(40_000, 2));
+    bench.arrive(0, PARTIAL, &tcp(1514, 3));
     bench.driver.settle();
-    assert_eq!(bench.frame(), Some(frame(1514, 3)));
+    assert_eq!(bench.frame(), Some(tcp(1514, 3)));
     let counted = bench.counted();
     assert_eq!((counted.dropped_offload, counted.dropped_buffer, counted.received_packets), (2, 0, 1));
 }
@@ -179,20 +209,20 @@ fn a_segment_that_the_driver_did_not_agree_to_is_dropped_and_counted() {
 fn the_largest_segment_arrives_whole() {
     let mut bench = Bench::new();
     let heads = bench.leave_many(16, 4200);
-    bench.arrive(0, SEGMENT, &frame(65_553, 9));
+    bench.arrive(0, SEGMENT, &tcp(65_553, 9));
     bench.driver.settle();
     let (header, bytes, used) = bench.packet(RX).unwrap();
-    assert_eq!((&header[..10], bytes == frame(65_553, 9), used), (&SEGMENT[..], true, heads));
+    assert_eq!((&header[..10], bytes == tcp(65_553, 9), used), (&SEGMENT[..], true, heads));
 }
 
 #[test]
 fn a_large_packet_waits_in_the_tap_while_most_chains_are_with_the_driver() {
     let mut bench = Bench::new();
     bench.leave_many(16, 8192);
-    (0..3).for_each(|n| bench.arrive(0, SEGMENT, &frame(65_000, n)));
+    (0..3).for_each(|n| bench.arrive(0, SEGMENT, &tcp(65_000, n)));
     bench.driver.settle();
-    assert_eq!(bench.packet(RX).map(|(_, bytes, used)| (bytes == frame(65_000, 0), used.len())), Some((true, 8)));
-    assert_eq!(bench.packet(RX).map(|(_, bytes, used)| (bytes == frame(65_000, 1), used.len())), Some((true, 8)));
+    assert_eq!(bench.packet(RX).map(|(_, bytes, used)| (bytes == tcp(65_000, 0), used.len())), Some((true, 8)));
+    assert_eq!(bench.packet(RX).map(|(_, bytes, used)| (bytes == tcp(65_000, 1), used.len())), Some((true, 8)));
     // The driver gives back a few: too few for what waits, and more is sure to come.
     bench.leave_many(7, 8192);
     bench.driver.settle();
@@ -200,7 +230,7 @@ fn a_large_packet_waits_in_the_tap_while_most_chains_are_with_the_driver() {
     bench.leave(RX, &[8192]);
     bench.leave(RX, &[8192]);
     bench.driver.settle();
-    assert!(bench.frame().is_some_and(|bytes| bytes == frame(65_000, 2)));
+    assert!(bench.frame().is_some_and(|bytes| bytes == tcp(65_000, 2)));
     assert_eq!(bench.counted().dropped_buffer, 0);
 }
 
@@ -211,7 +241,7 @@ fn a_driver_with_little_room_for_good_gets_what_fits() {
     for n in 0..20 {
         bench.arrive(0, [0; 10], &frame(1514, n));
         if n % 5 == 0 {
-            bench.arrive(0, SEGMENT, &frame(20_000, n));
+            bench.arrive(0, SEGMENT, &tcp(20_000, n));
         }
         bench.driver.settle();
         assert_eq!(bench.frame(), Some(frame(1514, n)));
