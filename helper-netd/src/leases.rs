@@ -111,7 +111,12 @@ pub struct Book {
     /// The address given out last, by network: the next one is behind it, so that an address rests before it is somebody
     /// else's.
     last_address: BTreeMap<String, u32>,
+    /// Whose a free address was last; a bounded memory.
+    former: BTreeMap<u32, u32>,
 }
+
+/// The most addresses whose former owner is remembered.
+const FORMER: usize = 65_536;
 
 impl Book {
     /// Every port, by number.
@@ -187,11 +192,17 @@ impl Book {
         self.of_network(&network.name).find(fits).map(|p| p.number)
     }
 
-    /// A free address, and a MAC that nobody in the network has.
+    /// A free address, and a MAC that nobody in the network has. Rather one that was never used, or this uid's, than one
+    /// that was another's: where connections cannot be ended, those of the other would lead there.
     ///
     /// # Errors
     /// The number of a warm port that is in the way; `None` where the network is full of leases.
-    pub fn place(&self, network: &Network, suffix: Option<[u8; 3]>) -> Result<(Ipv4Addr, Mac), Option<u32>> {
+    pub fn place(
+        &self,
+        network: &Network,
+        suffix: Option<[u8; 3]>,
+        uid: Option<u32>,
+    ) -> Result<(Ipv4Addr, Mac), Option<u32>> {
         let warm = |p: &&Port| p.state == State::Warm;
         if let Some(mac) = suffix.map(guest_mac)
             && let Some(port) = self.of_network(&network.name).filter(warm).find(|p| p.mac == mac)
@@ -203,12 +214,13 @@ impl Book {
         let ((first, last), host) = (network.hosts(), u32::from(network.address));
         let before =
             self.last_address.get(&network.name).copied().filter(|a| (first..=last).contains(a)).unwrap_or(last);
-        let mut free = (before + 1..=last).chain(first..=before).filter(|a| *a != host && !taken.contains(a));
+        let free = || (before + 1..=last).chain(first..=before).filter(|a| *a != host && !taken.contains(a));
         // The MAC that follows from the address may be one that somebody asked for.
         let mac_of =
             |a: u32| (0..=u8::MAX).map(move |n| default_mac(a ^ u32::from(n) << 16)).find(|m| !macs.contains(m));
         let placed = |a: u32| Some((Ipv4Addr::from(a), suffix.map(guest_mac).or_else(|| mac_of(a))?));
-        let found = free.find_map(placed);
+        let own = |a: &u32| self.former.get(a).is_none_or(|former| Some(*former) == uid);
+        let found = free().filter(own).find_map(placed).or_else(|| free().find_map(placed));
         found.ok_or_else(|| self.of_network(&network.name).find(warm).map(|p| p.number))
     }
 
@@ -245,7 +257,19 @@ impl Book {
 
     /// Strikes a port out.
     pub fn remove(&mut self, number: u32) -> Option<Port> {
-        self.ports.remove(&number)
+        let port = self.ports.remove(&number)?;
+        let owner = match &port.state {
+            State::Warm => None,
+            State::Leased(holder) => Some(holder.uid),
+            State::Ending(uid, _) => Some(*uid),
+        };
+        if let Some(uid) = owner {
+            if self.former.len() >= FORMER {
+                self.former.pop_first();
+            }
+            self.former.insert(port.address.into(), uid);
+        }
+        Some(port)
     }
 }
 

@@ -53,16 +53,35 @@ fn an_address_rests_before_it_is_given_again_and_is_never_doubled() {
     let mut book = Book::default();
     let mut given = Vec::new();
     for number in 1..=5 {
-        let (address, mac) = book.place(&net, None).unwrap();
+        let (address, mac) = book.place(&net, None, None).unwrap();
         given.push(address.octets()[3]);
         book.insert(Port { address, mac, ..port(number, &net, LeaseId(number.into()), 1000) });
     }
     assert_eq!(given, [1, 2, 4, 5, 6], "neither the host's nor the network's nor broadcast");
-    assert_eq!(book.place(&net, None), Err(None));
+    assert_eq!(book.place(&net, None, None), Err(None));
     assert_eq!(book.free(&net), 0);
     book.remove(1);
     book.remove(4);
-    assert_eq!(book.place(&net, None).unwrap().0.octets()[3], 1, "the one that rested longest");
+    assert_eq!(book.place(&net, None, None).unwrap().0.octets()[3], 1, "the one that rested longest");
+}
+
+#[test]
+fn an_address_goes_to_another_uid_only_where_nothing_else_is_free() {
+    let net = network("a", "br-a", "10.1.0.1", 29);
+    let mut book = Book::default();
+    for (number, uid) in [(1, 1000), (2, 2000), (3, 1000)] {
+        let (address, mac) = book.place(&net, None, Some(uid)).unwrap();
+        book.insert(Port { address, mac, ..port(number, &net, LeaseId(number.into()), uid) });
+    }
+    (1..=3).for_each(|number| drop(book.remove(number)));
+    let mut next = |uid| {
+        let (address, mac) = book.place(&net, None, uid).unwrap();
+        book.insert(Port { address, mac, ..port(book.last_port + 1, &net, LeaseId(9), 1000) });
+        address.octets()[3]
+    };
+    assert_eq!([next(Some(2000)), next(None)], [5, 6], "never used");
+    assert_eq!(next(Some(2000)), 3, "its own");
+    assert_eq!(next(Some(2000)), 4, "there is no other");
 }
 
 #[test]
@@ -70,7 +89,7 @@ fn a_mac_is_one_guests_and_a_default_one_gives_way() {
     let net = network("a", "br-a", "10.1.0.1", 24);
     let mut book = Book::default();
     // Somebody asked for the MAC that 10.1.0.2 would have.
-    let (address, mac) = book.place(&net, Some([1, 0, 2])).unwrap();
+    let (address, mac) = book.place(&net, Some([1, 0, 2]), None).unwrap();
     assert_eq!((address.octets()[3], mac), (2, guest_mac([1, 0, 2])));
     book.insert(Port { address: Ipv4Addr::new(10, 1, 0, 9), mac, ..port(1, &net, LeaseId(1), 1000) });
     let ask = Wanted { mac_suffix: Some([1, 0, 2]), ..wanted("a") };
@@ -79,7 +98,7 @@ fn a_mac_is_one_guests_and_a_default_one_gives_way() {
     assert_eq!(book.admit(&net, &caller(1000), &ask), Ok(()), "a VM that is started again has its MAC at once");
     book.set(1, State::Leased(Holder { id: LeaseId(1), uid: 1, vm: VmId(1), forwards: vec![] }));
     book.last_address.clear();
-    let (address, other) = book.place(&net, None).unwrap();
+    let (address, other) = book.place(&net, None, None).unwrap();
     assert_eq!(address.octets()[3], 2);
     assert_ne!(other, mac, "10.1.0.2 has another MAC than it would have");
 }
@@ -100,12 +119,12 @@ fn a_warm_port_is_for_who_asks_for_its_kind_and_never_in_the_way() {
     ] {
         assert_eq!(book.warm_for(&net, &other), None);
     }
-    assert_eq!(book.place(&net, Some(of_warm)), Err(Some(2)), "its MAC is wanted");
+    assert_eq!(book.place(&net, Some(of_warm), None), Err(Some(2)), "its MAC is wanted");
     for number in 3..=5 {
-        let (address, _) = book.place(&net, None).unwrap();
+        let (address, _) = book.place(&net, None, None).unwrap();
         book.insert(Port { address, ..port(number, &net, LeaseId(number.into()), 1000) });
     }
-    assert_eq!(book.place(&net, None), Err(Some(2)), "its address is the last one");
+    assert_eq!(book.place(&net, None, None), Err(Some(2)), "its address is the last one");
 }
 
 #[test]

@@ -36,6 +36,8 @@ pub struct Netd<O> {
     pub(crate) bridges: BTreeMap<String, u32>,
     /// The rules are loaded, as far as we know.
     pub(crate) rules: bool,
+    /// The kernel tells no connections, and the log has it.
+    pub(crate) blind: bool,
     /// The kernel's sets are what the book says.
     clean: bool,
     /// When what failed is tried again.
@@ -84,6 +86,7 @@ impl<O: Ops> Netd<O> {
             warm: BTreeMap::new(),
             bridges: BTreeMap::new(),
             rules: true,
+            blind: false,
             clean: false,
             retry: None,
             pause: FIRST_PAUSE,

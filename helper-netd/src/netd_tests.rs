@@ -124,6 +124,63 @@ impl Host {
 }
 
 #[test]
+fn an_address_has_no_connections_of_its_last_holder_when_it_gets_a_port() {
+    let mut host = with(vec![pooled(1)]);
+    host.settle();
+    let (lease, queues) = host.lease(1000);
+    assert_eq!(host.kernel.world().forgotten, [(lease.address, false)], "of a warm port at its making");
+    let asked = Wanted { forwards: vec![forward(8001)], queues: 2, ..wanted("a") };
+    let (other, _queues) = host.ask(1000, asked).unwrap();
+    assert_eq!(host.kernel.world().forgotten[1..], [(other.address, false)], "before its own forwards are in force");
+    // One that fails keeps the address, and every interface, from everybody.
+    drop(queues);
+    host.settle();
+    host.kernel.world().failing.insert("forget_flows", 1);
+    let names = host.kernel.world().names.len();
+    assert_eq!(host.ask(2000, Wanted { queues: 2, ..wanted("a") }).unwrap_err(), Refusal::Failed);
+    assert_eq!(host.kernel.world().names.len(), names);
+    assert!(host.ask(2000, Wanted { queues: 2, ..wanted("a") }).is_ok());
+    host.settle();
+    host.check();
+}
+
+#[test]
+fn a_lease_that_never_left_leaves_no_connections_in_the_pool() {
+    let mut host = with(vec![pooled(1)]);
+    host.settle();
+    for fails in [false, true] {
+        let request = Request::Lease(Wanted { forwards: vec![forward(8001)], ..wanted("a") });
+        let (reply, queues) = host.netd.answer(&caller(1000), &request);
+        let Reply::Leased(lease) = &reply else { panic!("{reply:?}") };
+        host.kernel.world().forgotten.clear();
+        host.kernel.world().failing.insert("forget_flows", fails.into());
+        host.netd.undelivered(&caller(1000), &request, &reply, queues);
+        let ended = if fails { vec![] } else { vec![(lease.address, false)] };
+        assert_eq!(host.kernel.world().forgotten, ended, "after its forwards");
+        assert_eq!(host.netd.warm.len(), usize::from(!fails), "what is not clean is not warm");
+        host.settle();
+        host.check();
+    }
+}
+
+#[test]
+fn where_connections_cannot_be_ended_addresses_stay_with_their_uids_as_long_as_others_are_free() {
+    let mut host = with(vec![Network { leases: 300, ..plain() }]);
+    host.kernel.world().blind = true;
+    let (first, queues) = host.lease(1000);
+    drop(queues);
+    host.settle();
+    for _ in 0..600 {
+        let (lease, queues) = host.lease(2000);
+        assert_ne!(lease.address, first.address);
+        drop(queues);
+        host.settle();
+    }
+    assert!(host.netd.blind);
+    host.check();
+}
+
+#[test]
 fn elements_are_in_place_when_the_fd_leaves() {
     let mut host = with(vec![plain()]);
     let asked = Wanted { forwards: vec![forward(8001)], queues: 2, ..wanted("a") };

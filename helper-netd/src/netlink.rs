@@ -78,6 +78,11 @@ impl Message {
         self
     }
 
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     /// The kernel closes its answer to this one with an ack, or with the end of a dump.
     fn is_answered(&self) -> bool {
         let flags = read_u16(&self.0, 6).unwrap_or_default();
@@ -181,17 +186,30 @@ impl Socket {
     /// Sends the messages at once and returns what came before the ack, or the end of the dump, of the last one that asks
     /// for one.
     pub fn request(&mut self, messages: &[Message]) -> Result<Vec<Received>, Error> {
-        let mut result = self.request_once(messages);
+        self.request_each(messages, Some)
+    }
+
+    /// As [`Socket::request`], for answers that may be many: keeps what is made of each as it comes.
+    pub fn request_each<T>(
+        &mut self,
+        messages: &[Message],
+        keep: impl Fn(Received) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
+        let mut result = self.request_once(messages, &keep);
         for _ in 1..ATTEMPTS {
             match result {
-                Err(e) if e.source.kind() == io::ErrorKind::Interrupted => result = self.request_once(messages),
+                Err(e) if e.source.kind() == io::ErrorKind::Interrupted => result = self.request_once(messages, &keep),
                 result => return result,
             }
         }
         result
     }
 
-    fn request_once(&mut self, messages: &[Message]) -> Result<Vec<Received>, Error> {
+    fn request_once<T>(
+        &mut self,
+        messages: &[Message],
+        keep: &impl Fn(Received) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
         let (mut packet, first, mut last) = (Vec::new(), self.sequence.wrapping_add(1), 0);
         for message in messages {
             self.sequence = self.sequence.wrapping_add(1);
@@ -213,7 +231,7 @@ impl Socket {
                 }
                 intact &= reply.flags & libc::NLM_F_DUMP_INTR as u16 == 0;
                 if !matches!(i32::from(reply.kind), libc::NLMSG_ERROR | libc::NLMSG_DONE) {
-                    replies.push(reply);
+                    replies.extend(keep(reply));
                     continue;
                 }
                 let error = failure_of(&reply);

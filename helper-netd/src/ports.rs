@@ -10,6 +10,7 @@ use crate::netd::Netd;
 use crate::network::Network;
 use crate::ops::{IfName, Ops, OpsError};
 use netd_api::Refusal;
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -20,22 +21,25 @@ const GRACE: Duration = Duration::from_secs(1);
 const REST: Duration = Duration::from_secs(10);
 
 impl<O: Ops> Netd<O> {
-    /// Makes a port: TAP, bridge's port, up. It is warm, and its element is not in the set yet.
+    /// Makes a port: TAP, bridge's port, up. It is warm, its element is not in the set yet, and no connection of an earlier
+    /// holder leads to its address. `uid`: who it is for.
     pub(crate) fn make(
         &mut self,
         network: &Network,
         suffix: Option<[u8; 3]>,
         queues: u8,
         offloads: bool,
+        uid: Option<u32>,
     ) -> Result<(u32, Vec<OwnedFd>), Refusal> {
-        let (address, mac) = match self.book.place(network, suffix) {
+        let (address, mac) = match self.book.place(network, suffix, uid) {
             Ok(free) => free,
             Err(warm) => {
                 self.drop_warm(warm.ok_or(Refusal::NetworkFull)?);
-                self.book.place(network, suffix).map_err(|_| Refusal::NetworkFull)?
+                self.book.place(network, suffix, uid).map_err(|_| Refusal::NetworkFull)?
             }
         };
         let bridge = *self.bridges.get(&network.name).ok_or(Refusal::Failed)?;
+        self.forget_flows(address)?;
         let number = self.book.next_port();
         self.note(&format!("port {number}"))?;
         let ops = &mut self.ops;
@@ -53,6 +57,25 @@ impl<O: Ops> Netd<O> {
         Ok((number, tap.queues))
     }
 
+    /// Ends what connection tracking knows of an address. A forward's flows would go on for the next holder, who may have no
+    /// right to it. Where the kernel cannot be asked, an address that was another's is only the last choice
+    /// ([`crate::leases::Book::place`]).
+    fn forget_flows(&mut self, address: Ipv4Addr) -> Result<(), Refusal> {
+        match self.ops.forget_flows(address) {
+            Ok(()) => Ok(()),
+            Err(error @ OpsError::NoFlows) => {
+                if !std::mem::replace(&mut self.blind, true) {
+                    log!("{error}; connections of a lease may outlive it where addresses run short");
+                }
+                Ok(())
+            }
+            Err(error) => {
+                self.trouble(&error);
+                Err(Refusal::Failed)
+            }
+        }
+    }
+
     /// The network whose pool is to be filled next.
     pub fn wanting(&mut self, now: Instant) -> Option<Rc<Network>> {
         self.resting.retain(|_, until| *until > now);
@@ -62,7 +85,7 @@ impl<O: Ops> Netd<O> {
     /// Makes one warm port where one is wanting; says whether there may be more to make.
     pub fn refill(&mut self, now: Instant) -> bool {
         let Some(network) = self.wanting(now) else { return false };
-        let made = self.make(&network, None, 1, true).and_then(|(number, queues)| {
+        let made = self.make(&network, None, 1, true, None).and_then(|(number, queues)| {
             let add = self.book.port(number).map(|p| self.elements_of(p)).unwrap_or_default();
             if let Err(refusal) = self.follow(&add, &[]) {
                 self.book.remove(number);
@@ -120,8 +143,11 @@ impl<O: Ops> Netd<O> {
         if let Some(holder) = port.holder() {
             let _ = self.note(&format!("end {}", holder.id.0));
         }
+        // Its forwards were in force for a moment.
+        let forwarded = port.holder().is_some_and(|h| !h.forwards.is_empty());
+        let settled = self.is_clean() && (!forwarded || self.forget_flows(port.address).is_ok());
         match queues.pop() {
-            Some(queue) if plain && self.is_clean() => drop(self.warm.insert(number, queue)),
+            Some(queue) if plain && settled => drop(self.warm.insert(number, queue)),
             _ => self.drop_warm(number),
         }
     }

@@ -47,7 +47,7 @@ impl<O: Ops> Netd<O> {
         let is_warm = warm.is_some();
         let (number, queues) = match warm {
             Some((number, queue)) => (number, vec![queue]),
-            None => self.make(&network, wanted.mac_suffix, wanted.queues, wanted.offloads)?,
+            None => self.make(&network, wanted.mac_suffix, wanted.queues, wanted.offloads, Some(caller.uid))?,
         };
         let (id, uid, vm, forwards) = (self.book.next_lease(), caller.uid, wanted.vm, wanted.forwards.clone());
         let port = match self.lease_port(number, Holder { id, uid, vm, forwards }, !is_warm) {

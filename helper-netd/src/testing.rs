@@ -12,6 +12,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use std::cell::{RefCell, RefMut};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, PipeReader};
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -44,6 +45,10 @@ pub struct World {
     /// Every name that a TAP ever had.
     pub names: BTreeSet<IfName>,
     pub dumps: usize,
+    /// Addresses whose connections were ended, in order; what a set had of each then.
+    pub forgotten: Vec<(Ipv4Addr, bool)>,
+    /// There is no nf_conntrack_netlink.
+    pub blind: bool,
     next_index: u32,
 }
 
@@ -69,6 +74,8 @@ impl FakeKernel {
             deleted: Vec::new(),
             names: BTreeSet::new(),
             dumps: 0,
+            forgotten: Vec::new(),
+            blind: false,
             next_index: 10,
         };
         FakeKernel { world: Rc::new(RefCell::new(world)), link_events: event(), rule_events: event() }
@@ -289,6 +296,21 @@ impl Ops for FakeKernel {
             return Err(differs("change"));
         }
         world.elements = after;
+        Ok(())
+    }
+
+    fn forget_flows(&mut self, address: Ipv4Addr) -> Result<(), OpsError> {
+        self.fails("forget_flows")?;
+        let mut world = self.world();
+        if world.blind {
+            return Err(OpsError::NoFlows);
+        }
+        let leads_there = |e: &Element| match e {
+            Element::Forward { address: to, .. } => *to == address,
+            _ => false,
+        };
+        let led = world.elements.iter().any(leads_there);
+        world.forgotten.push((address, led));
         Ok(())
     }
 

@@ -67,7 +67,7 @@ const CHAINS: [(i32, &str); 6] = [
 ];
 
 pub(super) struct Rules {
-    requests: Socket,
+    pub(super) requests: Socket,
     pub(super) events: Socket,
 }
 

@@ -311,3 +311,60 @@ fn ipv6_that_got_past_the_bridge_does_not_get_to_the_host() {
         });
     });
 }
+
+/// What connection tracking has, one line a flow, without what changes by itself.
+fn tracked() -> Vec<String> {
+    let listed = std::fs::read_to_string("/proc/thread-self/net/nf_conntrack").unwrap();
+    let lasting = |word: &&str| ["src=", "dst=", "sport=", "dport=", "zone="].iter().any(|key| word.starts_with(key));
+    let mut lines: Vec<String> =
+        listed.lines().map(|line| line.split(' ').filter(lasting).collect::<Vec<_>>().join(" ")).collect();
+    lines.sort();
+    lines
+}
+
+#[test]
+fn an_address_loses_its_flows_and_no_other_does() {
+    in_namespace("an_address_loses_its_flows_and_no_other_does", |kernel| {
+        let mut world = World::new(kernel);
+        world.allow(&[(Nat, "vmsup0"), (Routed, "vmsup1")]);
+        super::nft("add table inet zones; add chain inet zones early { type filter hook prerouting priority -350; }");
+        super::nft("add rule inet zones early udp sport 1500 ct zone set 7");
+        let [old, neighbour, other] = [0, 1, 2].map(|n| world.guests[n].address);
+        let forward = Element::Forward { protocol: UDP, host: 8080, address: old, guest: 80 };
+        world.add(forward);
+        world.add(Element::Forward { protocol: UDP, host: 8081, address: neighbour, guest: 80 });
+        world.outsider_sends(7, HOST, 8081);
+        world.outsider_sends(7, other, 80);
+        world.outsider_sends(7, HOST, 5353);
+        for guest in 1..3 {
+            for port in [1000, 1500] {
+                world.guest_sends(guest, port, OUTSIDER, 53);
+            }
+        }
+        let foreign = tracked();
+        assert_eq!(foreign.len(), 7, "{foreign:?}");
+        // More than one request takes; one in a zone; one from outside, which its owner's answer made established.
+        for port in 1400..=1600 {
+            world.guest_sends(0, port, OUTSIDER, 53);
+        }
+        world.outsider_sends(1001, HOST, 8080);
+        assert_eq!(world.at_guest(0), [(OUTSIDER, 1001, old, 80)]);
+        world.guest_sends(0, 80, OUTSIDER, 1001);
+        assert!(world.at_outside().contains(&(HOST, 8080, OUTSIDER, 1001)));
+        assert_eq!(tracked().len(), foreign.len() + 202);
+        world.kernel.change(&[], &[forward]).unwrap();
+        world.outsider_sends(1001, HOST, 8080);
+        assert_eq!(world.at_guest(0), [(OUTSIDER, 1001, old, 80)], "the flow goes on without its forward");
+        world.kernel.forget_flows(old).unwrap();
+        assert_eq!(tracked(), foreign);
+        world.outsider_sends(1001, HOST, 8080);
+        world.outsider_sends(53, HOST, 1400);
+        assert_eq!(world.at_guest(0), [], "neither the forward's nor an answer");
+        world.kernel.forget_flows(old).unwrap();
+        // The same client, where the address has a forward again.
+        world.kernel.forget_flows(HOST).unwrap();
+        world.add(forward);
+        world.outsider_sends(1001, HOST, 8080);
+        assert_eq!(world.at_guest(0), [(OUTSIDER, 1001, old, 80)]);
+    });
+}

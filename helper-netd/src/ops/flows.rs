@@ -1,0 +1,189 @@
+//! What connection tracking remembers of an address, and its end. Formats: linux/netfilter/nfnetlink_conntrack.h.
+//!
+//! A flow outlives the rules that let it begin: its packets are "established", and go to the address that it was translated
+//! to when it began. So an address that gets a new holder must have none of the old one's.
+//!
+//! A request to delete that names no flow empties the host's whole table. Here only a [`Flow`] can be deleted, and there
+//! is none without both addresses of its original direction.
+
+use super::{OpsError, failed};
+use crate::netlink::{Message, Received, Socket};
+use libc::{NLM_F_ACK, NLM_F_DUMP};
+use std::net::Ipv4Addr;
+
+/// What of linux/netfilter/nfnetlink_conntrack.h libc does not have.
+mod uapi {
+    pub const GET: i32 = 1;
+    pub const DELETE: i32 = 2;
+    pub const GET_STATS: i32 = 5;
+    pub const TUPLE_ORIG: u16 = 1;
+    pub const TUPLE_REPLY: u16 = 2;
+    pub const ID: u16 = 12;
+    pub const ZONE: u16 = 18;
+    pub const FILTER: u16 = 25;
+    pub const TUPLE_IP: u16 = 1;
+    pub const IP_V4_SRC: u16 = 1;
+    pub const IP_V4_DST: u16 = 2;
+    /// Which parts of the tuple of that direction must be the same, by the number of the tuple.
+    pub const FILTER_FLAGS: [(u16, u16); 2] = [(TUPLE_ORIG, 1), (TUPLE_REPLY, 2)];
+    pub const FILTER_IP_SRC: u32 = 1;
+}
+
+/// Bytes of `struct nfgenmsg`.
+const NFGEN: usize = 4;
+/// The most flows of one request: the socket has room for an error of each.
+const BATCH: usize = 64;
+
+/// A flow of connection tracking, by what the kernel said of it.
+struct Flow {
+    orig: Vec<u8>,
+    zone: Option<Vec<u8>>,
+    id: Option<Vec<u8>>,
+}
+
+impl Flow {
+    /// The flow of a message, where it is one of that address.
+    fn of(message: &Received, address: Ipv4Addr) -> Option<Flow> {
+        let attrs = message.attrs(NFGEN);
+        let addresses = |tuple: u16| {
+            let ip = attrs.within(tuple).within(uapi::TUPLE_IP);
+            [uapi::IP_V4_SRC, uapi::IP_V4_DST].map(|kind| ip.get(kind).filter(|bytes| bytes.len() == 4))
+        };
+        let [Some(source), Some(destination)] = addresses(uapi::TUPLE_ORIG) else { return None };
+        let mut all = [source, destination].into_iter().chain(addresses(uapi::TUPLE_REPLY).into_iter().flatten());
+        let copy = |kind| attrs.get(kind).map(<[u8]>::to_vec);
+        let flow = || Some(Flow { orig: copy(uapi::TUPLE_ORIG)?, zone: copy(uapi::ZONE), id: copy(uapi::ID) });
+        all.any(|bytes| bytes == address.octets()).then(flow).flatten()
+    }
+
+    /// The request to delete it. Its number, where the kernel gave one, keeps a younger flow of the same addresses out.
+    fn delete(&self) -> Message {
+        let mut delete = message(uapi::DELETE, NLM_F_ACK).attr(nested(uapi::TUPLE_ORIG), &self.orig);
+        for (kind, value) in [(uapi::ZONE, &self.zone), (uapi::ID, &self.id)] {
+            if let Some(value) = value {
+                delete = delete.attr(kind, value);
+            }
+        }
+        delete
+    }
+}
+
+fn nested(kind: u16) -> u16 {
+    kind | libc::NLA_F_NESTED as u16
+}
+
+fn message(kind: i32, flags: i32) -> Message {
+    Message::new((libc::NFNL_SUBSYS_CTNETLINK << 8 | kind) as u16, flags, &[libc::AF_INET as u8, 0, 0, 0])
+}
+
+/// Asks for the flows whose source in that direction is the address (kernel 5.8; an older one tells all).
+fn dump(tuple: u16, filter: u16, address: Ipv4Addr) -> Message {
+    message(uapi::GET, NLM_F_DUMP)
+        .nest(tuple, |tuple| tuple.nest(uapi::TUPLE_IP, |ip| ip.attr(uapi::IP_V4_SRC, &address.octets())))
+        .nest(uapi::FILTER, |flags| flags.attr(filter, &uapi::FILTER_IP_SRC.to_ne_bytes()))
+}
+
+/// Deletes all flows of the address. Those that it began have it as source; to those that lead to it, it is the source of the
+/// answers, whatever the destination was before it was translated.
+pub(super) fn forget(socket: &mut Socket, address: Ipv4Addr) -> Result<(), OpsError> {
+    for (tuple, filter) in uapi::FILTER_FLAGS {
+        let listed = socket.request_each(&[dump(tuple, filter, address)], |reply| Flow::of(&reply, address));
+        let flows = match listed {
+            Ok(flows) => flows,
+            Err(error) if error.source.raw_os_error() == Some(libc::EINVAL) && !is_told(socket) => {
+                return Err(OpsError::NoFlows);
+            }
+            Err(error) => return Err(failed(|| format!("listing the connections of {address}"))(error)),
+        };
+        for batch in flows.chunks(BATCH) {
+            delete(socket, batch).map_err(failed(|| format!("ending the connections of {address}")))?;
+        }
+    }
+    Ok(())
+}
+
+/// Deletes flows; some may have ended by themselves.
+fn delete(socket: &mut Socket, flows: &[Flow]) -> Result<(), crate::netlink::Error> {
+    let messages: Vec<Message> = flows.iter().map(Flow::delete).collect();
+    if socket.request(&messages).is_ok() {
+        return Ok(());
+    }
+    // Of several errors only the first is told.
+    for message in messages {
+        match socket.request(&[message]) {
+            Err(error) if error.source.raw_os_error() != Some(libc::ENOENT) => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Does the kernel speak of connections at all? Without its module it finds every request invalid.
+fn is_told(socket: &mut Socket) -> bool {
+    socket.request(&[message(uapi::GET_STATS, NLM_F_ACK)]).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::parse;
+    use crate::ops::tests::Random;
+
+    const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
+
+    /// The message as it is sent or received, in bytes.
+    fn bytes(message: &Message) -> Vec<u8> {
+        let mut bytes = message.bytes().to_vec();
+        let length = bytes.len() as u32;
+        bytes[..4].copy_from_slice(&length.to_ne_bytes());
+        bytes
+    }
+
+    fn told(addresses: [[u8; 4]; 4]) -> Vec<u8> {
+        let tuple = |message: Message, kind, [source, destination]: [[u8; 4]; 2]| {
+            let ip = |ip: Message| ip.attr(uapi::IP_V4_SRC, &source).attr(uapi::IP_V4_DST, &destination);
+            message
+                .nest(kind, |tuple| tuple.nest(uapi::TUPLE_IP, ip).attr(2 | libc::NLA_F_NESTED as u16, &[5, 0, 1, 0]))
+        };
+        let [a, b, c, d] = addresses;
+        let message = tuple(message(uapi::GET, 0), uapi::TUPLE_ORIG, [a, b]);
+        bytes(&tuple(message, uapi::TUPLE_REPLY, [c, d]).attr(uapi::ID, &[0, 0, 0, 9]).attr(uapi::ZONE, &[0, 7]))
+    }
+
+    #[test]
+    fn a_flow_is_an_addresses_where_it_is_one_of_its_four() {
+        let others = [[192, 0, 2, 1], [192, 0, 2, 2], [192, 0, 2, 3], [192, 0, 2, 4]];
+        assert!(Flow::of(&parse(&told(others))[0], ADDRESS).is_none());
+        for n in 0..4 {
+            let mut addresses = others;
+            addresses[n] = ADDRESS.octets();
+            let flow = Flow::of(&parse(&told(addresses))[0], ADDRESS).expect("a flow of the address");
+            let request = &parse(&bytes(&flow.delete()))[0];
+            let attrs = request.attrs(NFGEN);
+            assert_eq!(request.kind, 0x102);
+            assert_eq!((attrs.get(uapi::ID), attrs.get(uapi::ZONE)), (Some(&[0, 0, 0, 9][..]), Some(&[0, 7][..])));
+            assert_eq!(attrs.within(uapi::TUPLE_ORIG).within(uapi::TUPLE_IP).count(), 2);
+        }
+    }
+
+    #[test]
+    fn no_request_to_delete_is_without_a_flow_whatever_the_kernel_says() {
+        let (mut random, mut requests) = (Random::new(7), 0);
+        for _ in 0..50_000 {
+            let mut message = told([ADDRESS.octets(); 4]);
+            for _ in 0..random.below(6) {
+                let at = 16 + random.below(message.len() - 16);
+                message[at] = random.below(40) as u8;
+            }
+            for flow in parse(&message).iter().filter_map(|told| Flow::of(told, ADDRESS)) {
+                let request = &parse(&bytes(&flow.delete()))[0];
+                let ip = request.attrs(NFGEN).within(uapi::TUPLE_ORIG).within(uapi::TUPLE_IP);
+                for kind in [uapi::IP_V4_SRC, uapi::IP_V4_DST] {
+                    assert_eq!(ip.get(kind).map(<[u8]>::len), Some(4));
+                }
+                requests += 1;
+            }
+        }
+        assert!(requests > 10_000, "{requests}");
+    }
+}
