@@ -117,6 +117,37 @@ fn a_fetch_that_is_refused_says_so_and_the_guest_goes_on() {
     });
 }
 
+/// Two TAPs of a bridge: whoever holds the other one may call any place of a frame a checksum to complete, and nobody does so.
+#[test]
+fn no_neighbours_header_changes_a_frame_on_its_way_to_a_guest() {
+    in_own_network("no_neighbours_header_changes_a_frame_on_its_way_to_a_guest", || {
+        let vm = Networked::start("net", "");
+        let mut neighbour = tap::tap_named(b"t1", true);
+        ip("addr flush dev t0");
+        ip("link add br0 type bridge mcast_snooping 0");
+        ip("addr add 10.77.0.1/24 dev br0");
+        ["link set t0 master br0", "link set t1 master br0", "link set t1 up", "link set br0 up"]
+            .into_iter()
+            .for_each(ip);
+        assert!(ping(&[]));
+        // An ARP reply, 10.77.0.6 to the guest, whose sender's address would be completed to another one.
+        let (mac, guest) = ([2, 0x76, 0x6d, 0, 0, 6], [2, 0x76, 0x6d, 0, 0, 5]);
+        let arp = [0, 1, 8, 0, 6, 4, 0, 2];
+        let reply = [&guest[..], &mac, &[8, 6], &arp, &mac, &[10, 77, 0, 6], &guest, &[10, 77, 0, 5]].concat();
+        let packet = [&[1, 0, 0, 0, 0, 0, 30, 0, 0, 0, 0, 0][..], &reply].concat();
+        assert_eq!(neighbour.write(&packet).unwrap(), packet.len());
+        tap::until("the frame dropped", || vm.counters().dropped_offload == 1);
+        assert!(ping(&[]), "and the next frame passes");
+        let mut page = String::new();
+        let mut connection = TcpStream::connect("10.77.0.5:80").unwrap();
+        connection.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+        connection.read_to_string(&mut page).unwrap();
+        assert!(page.ends_with("HELLO FROM THE GUEST\n"), "the host's own checksums are completed: {page}");
+        assert_eq!(vm.counters().dropped_offload, 1);
+        assert!(!vm.end().contains("FAIL"));
+    });
+}
+
 /// Time that a worker's thread was on a CPU, ns.
 fn busy(worker: &Worker, thread: &str) -> u64 {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", worker.pid())).unwrap();

@@ -49,13 +49,18 @@ pub fn open_tun() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")
 }
 
-/// A TAP named `t0`, up, non-blocking: of `offloads` as netd makes it, else without virtio's header.
+/// A TAP named `t0`, non-blocking: of `offloads` as netd makes it, else without virtio's header.
 pub fn tap(offloads: bool) -> File {
+    tap_named(b"t0", offloads)
+}
+
+/// The same, of that name.
+pub fn tap_named(name: &[u8; 2], offloads: bool) -> File {
     let tun = open_tun().unwrap();
     // SAFETY: all of `ifreq` may be zero.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    request.ifr_name[0] = b't' as libc::c_char;
-    request.ifr_name[1] = b'0' as libc::c_char;
+    request.ifr_name[0] = name[0] as libc::c_char;
+    request.ifr_name[1] = name[1] as libc::c_char;
     let header = if offloads { libc::IFF_VNET_HDR } else { 0 };
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | header) as libc::c_short;
     // SAFETY: the kernel reads and writes an `ifreq`, which `request` is for as long as the call lasts.

@@ -5,7 +5,7 @@
 //! chose, and the driver has to have agreed to that. Both ways a checksum to complete is TCP's or UDP's, in its place
 //! ([`Transport`]): whoever completes it changes a frame that the host's rules have judged already.
 
-use super::transport::Transport;
+use super::layer4::Transport;
 use virtio_bindings::virtio_net as v;
 
 /// Bytes of the header: with VERSION_1 it always has a number of buffers.
@@ -140,7 +140,7 @@ impl Header {
 
 #[cfg(test)]
 mod tests {
-    use super::super::transport::tests::{ipv4, ipv6};
+    use super::super::layer4::tests::{ipv4, ipv6};
     use super::*;
 
     const ALL: Agreed = Agreed(u64::MAX);

@@ -32,10 +32,10 @@ mod checksum;
 pub mod counters;
 pub mod dhcp;
 pub mod header;
+mod layer4;
 mod receive;
 pub mod tap;
 mod transmit;
-mod transport;
 
 #[cfg(test)]
 pub(super) mod tests;

@@ -6,7 +6,7 @@
 use super::super::QueueError;
 use super::super::queue::{self, Chain, Virtqueue, part};
 use super::header::{self, Agreed, Header};
-use super::transport;
+use super::layer4;
 use crate::memory::{self, GuestMemory, Segment, TRANSFER_SEGMENTS};
 use std::collections::VecDeque;
 use std::io;
@@ -159,8 +159,8 @@ impl Buffers {
     /// The beginning of the frame of `length` bytes that was read, and how many bytes of it: as many as it takes to find the
     /// checksum that its header wants to have completed, none where it wants none. It is the guest's memory by now, and another
     /// vCPU may have written there: what is made of these bytes is of no consequence but to this guest.
-    pub fn head(&self, mem: &GuestMemory, header: Header, length: u64) -> ([u8; transport::LOOK], usize) {
-        let mut head = [0; transport::LOOK];
+    pub fn head(&self, mem: &GuestMemory, header: Header, length: u64) -> ([u8; layer4::LOOK], usize) {
+        let mut head = [0; layer4::LOOK];
         let known = if header.partial().is_some() { head.len().min(length as usize) } else { 0 };
         let copied = queue::read(mem, part(&self.segments, HEADER, u64::MAX), &mut head[..known]);
         (head, if copied { known } else { 0 })
