@@ -145,6 +145,18 @@ fn an_address_has_no_connections_of_its_last_holder_when_it_gets_a_port() {
 }
 
 #[test]
+fn what_came_to_a_udp_forward_too_early_is_forgotten_once_it_leads_somewhere() {
+    let mut host = with(vec![plain()]);
+    let udp = Forward { protocol: Protocol::Udp, ..forward(8002) };
+    for fails in [0, 1] {
+        host.kernel.world().failing.insert("forget_knocks", fails);
+        let (lease, _queues) = host.ask(1000, Wanted { forwards: vec![forward(8001), udp], ..wanted("a") }).unwrap();
+        assert_eq!(host.kernel.world().knocks, [(8002, true)], "only UDP, and a failure costs no lease");
+        assert_eq!(host.release(1000, lease.id), Reply::Released);
+    }
+}
+
+#[test]
 fn a_lease_that_never_left_leaves_no_connections_in_the_pool() {
     let mut host = with(vec![pooled(1)]);
     host.settle();

@@ -9,7 +9,7 @@ use crate::log;
 use crate::netd::Netd;
 use crate::network::Network;
 use crate::ops::{IfName, Ops, OpsError};
-use netd_api::Refusal;
+use netd_api::{Protocol, Refusal};
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -76,6 +76,18 @@ impl<O: Ops> Netd<O> {
         }
     }
 
+    /// Lets clients who sent to a UDP forward of the port before it was there reach it now. Where that fails, they reach it
+    /// once they have been silent for half a minute.
+    fn forget_knocks(&mut self, port: &Port) {
+        let forwards = port.holder().map(|holder| &holder.forwards[..]).unwrap_or_default();
+        for forward in forwards.iter().filter(|forward| forward.protocol == Protocol::Udp) {
+            match self.ops.forget_knocks(forward.host) {
+                Ok(()) | Err(OpsError::NoFlows) => {}
+                Err(error) => log!("{error}"),
+            }
+        }
+    }
+
     /// The network whose pool is to be filled next.
     pub fn wanting(&mut self, now: Instant) -> Option<Rc<Network>> {
         self.resting.retain(|_, until| *until > now);
@@ -130,6 +142,7 @@ impl<O: Ops> Netd<O> {
         let port = self.book.port(number).cloned().ok_or(Refusal::Failed)?;
         let add = &self.elements_of(&port)[usize::from(!add_all)..];
         self.follow(add, &[])?;
+        self.forget_knocks(&port);
         let line = port.holder().map(|holder| lease_line(&port, holder)).ok_or(Refusal::Failed)?;
         self.note(&line)?;
         Ok(port)

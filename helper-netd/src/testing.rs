@@ -49,6 +49,8 @@ pub struct World {
     pub forgotten: Vec<(Ipv4Addr, bool)>,
     /// There is no nf_conntrack_netlink.
     pub blind: bool,
+    /// Ports whose unanswered datagrams were forgotten; whether they led to a guest then.
+    pub knocks: Vec<(u16, bool)>,
     next_index: u32,
 }
 
@@ -76,6 +78,7 @@ impl FakeKernel {
             dumps: 0,
             forgotten: Vec::new(),
             blind: false,
+            knocks: Vec::new(),
             next_index: 10,
         };
         FakeKernel { world: Rc::new(RefCell::new(world)), link_events: event(), rule_events: event() }
@@ -311,6 +314,15 @@ impl Ops for FakeKernel {
         };
         let led = world.elements.iter().any(leads_there);
         world.forgotten.push((address, led));
+        Ok(())
+    }
+
+    fn forget_knocks(&mut self, port: u16) -> Result<(), OpsError> {
+        self.fails("forget_knocks")?;
+        let leads = |e: &Element| matches!(e, Element::Forward { protocol: 17, host, .. } if *host == port);
+        let mut world = self.world();
+        let led = world.elements.iter().any(leads);
+        world.knocks.push((port, led));
         Ok(())
     }
 

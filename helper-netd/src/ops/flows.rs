@@ -7,7 +7,7 @@
 //! is none without both addresses of its original direction.
 
 use super::{OpsError, failed};
-use crate::netlink::{Message, Received, Socket};
+use crate::netlink::{Attrs, Message, Received, Socket};
 use libc::{NLM_F_ACK, NLM_F_DUMP};
 use std::net::Ipv4Addr;
 
@@ -18,15 +18,25 @@ mod uapi {
     pub const GET_STATS: i32 = 5;
     pub const TUPLE_ORIG: u16 = 1;
     pub const TUPLE_REPLY: u16 = 2;
+    pub const STATUS: u16 = 3;
     pub const ID: u16 = 12;
     pub const ZONE: u16 = 18;
     pub const FILTER: u16 = 25;
     pub const TUPLE_IP: u16 = 1;
+    pub const TUPLE_PROTO: u16 = 2;
+    pub const PROTO_NUM: u16 = 1;
+    pub const PROTO_DST_PORT: u16 = 3;
     pub const IP_V4_SRC: u16 = 1;
     pub const IP_V4_DST: u16 = 2;
-    /// Which parts of the tuple of that direction must be the same, by the number of the tuple.
-    pub const FILTER_FLAGS: [(u16, u16); 2] = [(TUPLE_ORIG, 1), (TUPLE_REPLY, 2)];
+    /// Which parts of the tuple of a direction must be the same.
+    pub const FILTER_ORIG: u16 = 1;
+    pub const FILTER_REPLY: u16 = 2;
     pub const FILTER_IP_SRC: u32 = 1;
+    pub const FILTER_PROTO_NUM: u32 = 1 << 3;
+    pub const FILTER_PROTO_DST_PORT: u32 = 1 << 5;
+    /// Of the status: it was answered; its destination was translated.
+    pub const SEEN_REPLY: u32 = 1 << 1;
+    pub const DST_NAT: u32 = 1 << 5;
 }
 
 /// Bytes of `struct nfgenmsg`.
@@ -42,18 +52,30 @@ struct Flow {
 }
 
 impl Flow {
+    /// The flow of a message; nothing where it has not both addresses of its original direction.
+    fn read(message: &Received) -> Option<Flow> {
+        let attrs = message.attrs(NFGEN);
+        addresses(attrs, uapi::TUPLE_ORIG).iter().all(Option::is_some).then_some(())?;
+        let copy = |kind| attrs.get(kind).map(<[u8]>::to_vec);
+        Some(Flow { orig: copy(uapi::TUPLE_ORIG)?, zone: copy(uapi::ZONE), id: copy(uapi::ID) })
+    }
+
     /// The flow of a message, where it is one of that address.
     fn of(message: &Received, address: Ipv4Addr) -> Option<Flow> {
         let attrs = message.attrs(NFGEN);
-        let addresses = |tuple: u16| {
-            let ip = attrs.within(tuple).within(uapi::TUPLE_IP);
-            [uapi::IP_V4_SRC, uapi::IP_V4_DST].map(|kind| ip.get(kind).filter(|bytes| bytes.len() == 4))
-        };
-        let [Some(source), Some(destination)] = addresses(uapi::TUPLE_ORIG) else { return None };
-        let mut all = [source, destination].into_iter().chain(addresses(uapi::TUPLE_REPLY).into_iter().flatten());
-        let copy = |kind| attrs.get(kind).map(<[u8]>::to_vec);
-        let flow = || Some(Flow { orig: copy(uapi::TUPLE_ORIG)?, zone: copy(uapi::ZONE), id: copy(uapi::ID) });
-        all.any(|bytes| bytes == address.octets()).then(flow).flatten()
+        let all = [uapi::TUPLE_ORIG, uapi::TUPLE_REPLY].map(|tuple| addresses(attrs, tuple));
+        all.as_flattened().contains(&Some(&address.octets()[..])).then(|| Flow::read(message)).flatten()
+    }
+
+    /// The flow of a message, where it is UDP to that port, not translated, and was never answered.
+    fn knocking(message: &Received, port: u16) -> Option<Flow> {
+        let attrs = message.attrs(NFGEN);
+        let to = attrs.within(uapi::TUPLE_ORIG).within(uapi::TUPLE_PROTO);
+        let status = u32::from_be_bytes(*attrs.get(uapi::STATUS)?.first_chunk()?);
+        let fits = to.get(uapi::PROTO_NUM) == Some(&[libc::IPPROTO_UDP as u8])
+            && to.get(uapi::PROTO_DST_PORT) == Some(&port.to_be_bytes())
+            && status & (uapi::SEEN_REPLY | uapi::DST_NAT) == 0;
+        fits.then(|| Flow::read(message)).flatten()
     }
 
     /// The request to delete it. Its number, where the kernel gave one, keeps a younger flow of the same addresses out.
@@ -76,28 +98,57 @@ fn message(kind: i32, flags: i32) -> Message {
     Message::new((libc::NFNL_SUBSYS_CTNETLINK << 8 | kind) as u16, flags, &[libc::AF_INET as u8, 0, 0, 0])
 }
 
-/// Asks for the flows whose source in that direction is the address (kernel 5.8; an older one tells all).
-fn dump(tuple: u16, filter: u16, address: Ipv4Addr) -> Message {
-    message(uapi::GET, NLM_F_DUMP)
-        .nest(tuple, |tuple| tuple.nest(uapi::TUPLE_IP, |ip| ip.attr(uapi::IP_V4_SRC, &address.octets())))
-        .nest(uapi::FILTER, |flags| flags.attr(filter, &uapi::FILTER_IP_SRC.to_ne_bytes()))
+/// Source and destination of a tuple.
+fn addresses(attrs: Attrs<'_>, tuple: u16) -> [Option<&[u8]>; 2] {
+    let ip = attrs.within(tuple).within(uapi::TUPLE_IP);
+    [uapi::IP_V4_SRC, uapi::IP_V4_DST].map(|kind| ip.get(kind).filter(|bytes| bytes.len() == 4))
+}
+
+/// Asks for the flows that are like that tuple in what the flags say (kernel 5.8; an older one tells all).
+fn dump(tuple: u16, like: impl FnOnce(Message) -> Message, filter: u16, flags: u32) -> Message {
+    let only = |filters: Message| filters.attr(filter, &flags.to_ne_bytes());
+    message(uapi::GET, NLM_F_DUMP).nest(tuple, like).nest(uapi::FILTER, only)
 }
 
 /// Deletes all flows of the address. Those that it began have it as source; to those that lead to it, it is the source of the
 /// answers, whatever the destination was before it was translated.
 pub(super) fn forget(socket: &mut Socket, address: Ipv4Addr) -> Result<(), OpsError> {
-    for (tuple, filter) in uapi::FILTER_FLAGS {
-        let listed = socket.request_each(&[dump(tuple, filter, address)], |reply| Flow::of(&reply, address));
-        let flows = match listed {
-            Ok(flows) => flows,
-            Err(error) if error.source.raw_os_error() == Some(libc::EINVAL) && !is_told(socket) => {
-                return Err(OpsError::NoFlows);
-            }
-            Err(error) => return Err(failed(|| format!("listing the connections of {address}"))(error)),
-        };
-        for batch in flows.chunks(BATCH) {
-            delete(socket, batch).map_err(failed(|| format!("ending the connections of {address}")))?;
+    for (tuple, filter) in [(uapi::TUPLE_ORIG, uapi::FILTER_ORIG), (uapi::TUPLE_REPLY, uapi::FILTER_REPLY)] {
+        let from = |tuple: Message| tuple.nest(uapi::TUPLE_IP, |ip| ip.attr(uapi::IP_V4_SRC, &address.octets()));
+        let listing = dump(tuple, from, filter, uapi::FILTER_IP_SRC);
+        delete_listed(socket, listing, |reply| Flow::of(reply, address), || address.to_string())?;
+    }
+    Ok(())
+}
+
+/// Deletes what came to a UDP port while it led nowhere: translation is decided at the beginning of a flow, and a client
+/// that goes on sending would never meet the forward that is there now.
+pub(super) fn forget_knocks(socket: &mut Socket, port: u16) -> Result<(), OpsError> {
+    let to = |tuple: Message| {
+        tuple.nest(uapi::TUPLE_PROTO, |to| {
+            to.attr(uapi::PROTO_NUM, &[libc::IPPROTO_UDP as u8]).attr(uapi::PROTO_DST_PORT, &port.to_be_bytes())
+        })
+    };
+    let flags = uapi::FILTER_PROTO_NUM | uapi::FILTER_PROTO_DST_PORT;
+    let listing = dump(uapi::TUPLE_ORIG, to, uapi::FILTER_ORIG, flags);
+    delete_listed(socket, listing, |reply| Flow::knocking(reply, port), || format!("port {port}"))
+}
+
+fn delete_listed(
+    socket: &mut Socket,
+    listing: Message,
+    pick: impl Fn(&Received) -> Option<Flow>,
+    of: impl Fn() -> String,
+) -> Result<(), OpsError> {
+    let flows = match socket.request_each(&[listing], |reply| pick(&reply)) {
+        Ok(flows) => flows,
+        Err(error) if error.source.raw_os_error() == Some(libc::EINVAL) && !is_told(socket) => {
+            return Err(OpsError::NoFlows);
         }
+        Err(error) => return Err(failed(|| format!("listing the connections of {}", of()))(error)),
+    };
+    for batch in flows.chunks(BATCH) {
+        delete(socket, batch).map_err(failed(|| format!("ending the connections of {}", of())))?;
     }
     Ok(())
 }

@@ -100,6 +100,10 @@ impl Ops for Kernel {
         flows::forget(&mut self.rules.requests, address)
     }
 
+    fn forget_knocks(&mut self, port: u16) -> Result<(), OpsError> {
+        flows::forget_knocks(&mut self.rules.requests, port)
+    }
+
     fn rules_loaded(&mut self) -> Result<bool, OpsError> {
         self.rules.loaded()
     }

@@ -291,6 +291,9 @@ pub trait Ops {
     /// Ends all that connection tracking knows of the address, and nothing else. An error, and not all of it is ended.
     fn forget_flows(&mut self, address: Ipv4Addr) -> Result<(), OpsError>;
 
+    /// Ends what connection tracking knows of unanswered UDP to a port of the host, from before it led anywhere.
+    fn forget_knocks(&mut self, port: u16) -> Result<(), OpsError>;
+
     /// Are both tables loaded, with every set that is used here?
     fn rules_loaded(&mut self) -> Result<bool, OpsError>;
 
