@@ -41,7 +41,7 @@ check_text() {
 }
 
 said() { as_vm "vmsup logs web1" | tr -d '\r' | grep "$1"; }
-up_or_ended() { said VMSUP-GUEST-BUTTON || ! as_vm "vmsup ls" | grep -q running; }
+up_or_ended() { said VMSUP-GUEST-BUTTON || ! as_vm "vmsup ls" | grep -q "^web1 .*running"; }
 
 step "rules, netd"
 host_with_networks
@@ -77,12 +77,12 @@ check_text "vmsup net ls names the network" default as_vm "vmsup net ls"
 
 step "a stock guest, and its DHCP client"
 as_vm "vmsup start ~/web/vm.json" || fail "it does not start: $(tail -3 /tmp/netd)"
+wait_for 150 up_or_ended || true
+said VMSUP-GUEST-BUTTON >/dev/null || { as_vm "vmsup logs web1; vmsup ls" | tail -30; fail "no marker"; }
 # A network guest that is built in, to be its neighbour.
 echo '{ "name": "next", "cpus": 1, "memory_mib": 32, "boot": { "builtin": "net" }, "nets": [ { "network": "default" } ] }' \
 	>/home/vm/next.json
 as_vm "vmsup start ~/next.json" || fail "the second does not start: $(tail -3 /tmp/netd)"
-wait_for 150 up_or_ended || true
-said VMSUP-GUEST-BUTTON >/dev/null || { as_vm "vmsup logs web1; vmsup ls" | tail -30; fail "no marker"; }
 said VMSUP-GUEST-NET || true
 as_vm "vmsup net leases"
 # address_of VM NETWORK, port_of VM NETWORK: as the supervisor says.
