@@ -111,11 +111,11 @@ pub struct Book {
     /// The address given out last, by network: the next one is behind it, so that an address rests before it is somebody
     /// else's.
     last_address: BTreeMap<String, u32>,
-    /// Whose a free address was last; a bounded memory.
+    /// Free addresses that connections of a holder may still lead to, and whose they were.
     former: BTreeMap<u32, u32>,
 }
 
-/// The most addresses whose former owner is remembered.
+/// So many make it time to end their connections; where that cannot be done, no more than twice as many are remembered.
 const FORMER: usize = 65_536;
 
 impl Book {
@@ -255,6 +255,24 @@ impl Book {
         self.ports.get_mut(&number).map(|p| std::mem::replace(&mut p.state, state))
     }
 
+    /// Connections of that uid may lead to the address.
+    pub fn soil(&mut self, address: Ipv4Addr, uid: u32) {
+        if self.former.len() >= 2 * FORMER {
+            self.former.pop_first();
+        }
+        self.former.insert(address.into(), uid);
+    }
+
+    /// May connections lead to that free address, or is there too much to remember?
+    pub fn is_soiled(&self, address: Ipv4Addr) -> bool {
+        self.former.len() >= FORMER || self.former.contains_key(&address.into())
+    }
+
+    /// No connection leads to any free address.
+    pub fn cleansed(&mut self) {
+        self.former.clear();
+    }
+
     /// Strikes a port out.
     pub fn remove(&mut self, number: u32) -> Option<Port> {
         let port = self.ports.remove(&number)?;
@@ -264,10 +282,7 @@ impl Book {
             State::Ending(uid, _) => Some(*uid),
         };
         if let Some(uid) = owner {
-            if self.former.len() >= FORMER {
-                self.former.pop_first();
-            }
-            self.former.insert(port.address.into(), uid);
+            self.soil(port.address, uid);
         }
         Some(port)
     }

@@ -36,6 +36,8 @@ pub struct Netd<O> {
     pub(crate) bridges: BTreeMap<String, u32>,
     /// The rules are loaded, as far as we know.
     pub(crate) rules: bool,
+    /// No connections lead to free addresses but to those that the book has as soiled.
+    pub(crate) swept: bool,
     /// The kernel tells no connections, and the log has it.
     pub(crate) blind: bool,
     /// The kernel's sets are what the book says.
@@ -86,6 +88,7 @@ impl<O: Ops> Netd<O> {
             warm: BTreeMap::new(),
             bridges: BTreeMap::new(),
             rules: true,
+            swept: false,
             blind: false,
             clean: false,
             retry: None,
@@ -95,6 +98,7 @@ impl<O: Ops> Netd<O> {
             own,
         };
         netd.reconcile();
+        let _ = netd.sweep();
         netd.write_journal();
         Ok(netd)
     }
@@ -125,6 +129,8 @@ impl<O: Ops> Netd<O> {
         self.retry = None;
         self.resting.clear();
         self.reconcile();
+        self.swept = false;
+        let _ = self.sweep();
         self.write_journal();
         Ok(())
     }

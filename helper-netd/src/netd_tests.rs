@@ -125,23 +125,43 @@ impl Host {
 
 #[test]
 fn an_address_has_no_connections_of_its_last_holder_when_it_gets_a_port() {
-    let mut host = with(vec![pooled(1)]);
+    let small = || Network { prefix: 29, ..pooled(1) };
+    let mut host = with(vec![small()]);
     host.settle();
-    let (lease, queues) = host.lease(1000);
-    assert_eq!(host.kernel.world().forgotten, [(lease.address, false)], "of a warm port at its making");
-    let asked = Wanted { forwards: vec![forward(8001)], queues: 2, ..wanted("a") };
-    let (other, _queues) = host.ask(1000, asked).unwrap();
-    assert_eq!(host.kernel.world().forgotten[1..], [(other.address, false)], "before its own forwards are in force");
-    // One that fails keeps the address, and every interface, from everybody.
+    let gateway = small().address;
+    let (kept, _kept) = host.lease(1000);
+    host.kernel.world().flows.extend([gateway, kept.address]);
+    for round in 0..30 {
+        let (lease, queues) = host.lease(1000 + round % 2 * 1000);
+        let flows = host.kernel.world().flows.clone();
+        assert!(!flows.contains(&lease.address), "round {round}");
+        assert!(flows.is_superset(&[gateway, kept.address].into()), "what is in use goes on");
+        host.kernel.world().flows.insert(lease.address);
+        drop(queues);
+        host.settle();
+    }
+    let sweeps = host.kernel.world().sweeps;
+    assert!(sweeps < 16, "{sweeps} times: one is for all free addresses");
+    host.restart(vec![small()]);
+    let left: BTreeSet<_> = host.netd.book.leases().map(|(p, _)| p.address).chain([gateway, kept.address]).collect();
+    assert!(host.kernel.world().flows.is_subset(&left), "nor what an earlier netd knew of");
+    host.check();
+}
+
+#[test]
+fn while_connections_cannot_be_ended_a_soiled_address_gets_no_port() {
+    let mut host = with(vec![plain()]);
+    host.settle();
+    let (first, queues) = host.lease(1000);
     drop(queues);
     host.settle();
-    host.kernel.world().failing.insert("forget_flows", 1);
+    host.netd.reload(vec![plain()]).unwrap();
+    host.netd.swept = false;
     let names = host.kernel.world().names.len();
-    assert_eq!(host.ask(2000, Wanted { queues: 2, ..wanted("a") }).unwrap_err(), Refusal::Failed);
-    assert_eq!(host.kernel.world().names.len(), names);
-    assert!(host.ask(2000, Wanted { queues: 2, ..wanted("a") }).is_ok());
-    host.settle();
-    host.check();
+    host.kernel.world().failing.insert("forget_flows", 1);
+    assert_eq!(host.ask(2000, wanted("a")).unwrap_err(), Refusal::Failed, "after {}", first.address);
+    assert_eq!(host.kernel.world().names.len(), names, "nothing was made");
+    assert!(host.ask(2000, wanted("a")).is_ok());
 }
 
 #[test]
@@ -151,7 +171,7 @@ fn what_came_to_a_udp_forward_too_early_is_forgotten_once_it_leads_somewhere() {
     for fails in [0, 1] {
         host.kernel.world().failing.insert("forget_knocks", fails);
         let (lease, _queues) = host.ask(1000, Wanted { forwards: vec![forward(8001), udp], ..wanted("a") }).unwrap();
-        assert_eq!(host.kernel.world().knocks, [(8002, true)], "only UDP, and a failure costs no lease");
+        assert_eq!(host.kernel.world().knocks, [(vec![8002], 1)], "only UDP, and a failure costs no lease");
         assert_eq!(host.release(1000, lease.id), Reply::Released);
     }
 }
@@ -160,16 +180,16 @@ fn what_came_to_a_udp_forward_too_early_is_forgotten_once_it_leads_somewhere() {
 fn a_lease_that_never_left_leaves_no_connections_in_the_pool() {
     let mut host = with(vec![pooled(1)]);
     host.settle();
-    for fails in [false, true] {
+    for fails in [0, 1] {
         let request = Request::Lease(Wanted { forwards: vec![forward(8001)], ..wanted("a") });
         let (reply, queues) = host.netd.answer(&caller(1000), &request);
         let Reply::Leased(lease) = &reply else { panic!("{reply:?}") };
-        host.kernel.world().forgotten.clear();
-        host.kernel.world().failing.insert("forget_flows", fails.into());
+        host.kernel.world().flows.insert(lease.address);
+        host.kernel.world().failing.insert("forget_flows", fails);
         host.netd.undelivered(&caller(1000), &request, &reply, queues);
-        let ended = if fails { vec![] } else { vec![(lease.address, false)] };
-        assert_eq!(host.kernel.world().forgotten, ended, "after its forwards");
-        assert_eq!(host.netd.warm.len(), usize::from(!fails), "what is not clean is not warm");
+        assert_eq!(host.kernel.world().flows.len(), fails as usize);
+        assert_eq!(host.netd.warm.is_empty(), fails == 1, "what is soiled is not warm");
+        assert_eq!(host.netd.book.is_soiled(lease.address), fails == 1);
         host.settle();
         host.check();
     }

@@ -10,6 +10,7 @@ use crate::netd::Netd;
 use crate::network::Network;
 use crate::ops::{IfName, Ops, OpsError};
 use netd_api::{Protocol, Refusal};
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -39,7 +40,9 @@ impl<O: Ops> Netd<O> {
             }
         };
         let bridge = *self.bridges.get(&network.name).ok_or(Refusal::Failed)?;
-        self.forget_flows(address)?;
+        if !self.swept || self.book.is_soiled(address) {
+            self.sweep()?;
+        }
         let number = self.book.next_port();
         self.note(&format!("port {number}"))?;
         let ops = &mut self.ops;
@@ -57,34 +60,42 @@ impl<O: Ops> Netd<O> {
         Ok((number, tap.queues))
     }
 
-    /// Ends what connection tracking knows of an address. A forward's flows would go on for the next holder, who may have no
-    /// right to it. Where the kernel cannot be asked, an address that was another's is only the last choice
+    /// Ends what connection tracking knows of all free addresses: the flows of a forward would go on for the next holder, who
+    /// may have no right to it. Where the kernel cannot be asked, an address that was another's is the last choice
     /// ([`crate::leases::Book::place`]).
-    fn forget_flows(&mut self, address: Ipv4Addr) -> Result<(), Refusal> {
-        match self.ops.forget_flows(address) {
-            Ok(()) => Ok(()),
+    pub(crate) fn sweep(&mut self) -> Result<(), Refusal> {
+        let (networks, taken) = (&self.networks, self.book.ports().map(|p| p.address).collect::<BTreeSet<_>>());
+        let free = |a: Ipv4Addr| {
+            let among = |n: &Rc<Network>| (n.hosts().0..=n.hosts().1).contains(&a.into()) && n.address != a;
+            networks.iter().any(among) && !taken.contains(&a)
+        };
+        match self.ops.forget_flows(&free) {
+            Ok(()) => self.book.cleansed(),
             Err(error @ OpsError::NoFlows) => {
                 if !std::mem::replace(&mut self.blind, true) {
                     log!("{error}; connections of a lease may outlive it where addresses run short");
                 }
-                Ok(())
             }
             Err(error) => {
                 self.trouble(&error);
-                Err(Refusal::Failed)
+                return Err(Refusal::Failed);
             }
         }
+        self.swept = true;
+        Ok(())
     }
 
     /// Lets clients who sent to a UDP forward of the port before it was there reach it now. Where that fails, they reach it
     /// once they have been silent for half a minute.
     fn forget_knocks(&mut self, port: &Port) {
         let forwards = port.holder().map(|holder| &holder.forwards[..]).unwrap_or_default();
-        for forward in forwards.iter().filter(|forward| forward.protocol == Protocol::Udp) {
-            match self.ops.forget_knocks(forward.host) {
-                Ok(()) | Err(OpsError::NoFlows) => {}
-                Err(error) => log!("{error}"),
-            }
+        let ports: Vec<u16> = forwards.iter().filter(|f| f.protocol == Protocol::Udp).map(|f| f.host).collect();
+        if ports.is_empty() {
+            return;
+        }
+        match self.ops.forget_knocks(&ports) {
+            Ok(()) | Err(OpsError::NoFlows) => {}
+            Err(error) => log!("{error}"),
         }
     }
 
@@ -157,10 +168,16 @@ impl<O: Ops> Netd<O> {
             let _ = self.note(&format!("end {}", holder.id.0));
         }
         // Its forwards were in force for a moment.
-        let forwarded = port.holder().is_some_and(|h| !h.forwards.is_empty());
-        let settled = self.is_clean() && (!forwarded || self.forget_flows(port.address).is_ok());
+        let forwarded = port.holder().filter(|h| !h.forwards.is_empty()).map(|h| h.uid);
+        let unsoiled = forwarded.is_none_or(|uid| {
+            let ended = self.ops.forget_flows(&|address| address == port.address).is_ok();
+            if !ended {
+                self.book.soil(port.address, uid);
+            }
+            ended
+        });
         match queues.pop() {
-            Some(queue) if plain && settled => drop(self.warm.insert(number, queue)),
+            Some(queue) if plain && unsoiled && self.is_clean() => drop(self.warm.insert(number, queue)),
             _ => self.drop_warm(number),
         }
     }

@@ -45,12 +45,13 @@ pub struct World {
     /// Every name that a TAP ever had.
     pub names: BTreeSet<IfName>,
     pub dumps: usize,
-    /// Addresses whose connections were ended, in order; what a set had of each then.
-    pub forgotten: Vec<(Ipv4Addr, bool)>,
+    /// Addresses that connections lead to, and how often some were ended.
+    pub flows: BTreeSet<Ipv4Addr>,
+    pub sweeps: usize,
     /// There is no nf_conntrack_netlink.
     pub blind: bool,
-    /// Ports whose unanswered datagrams were forgotten; whether they led to a guest then.
-    pub knocks: Vec<(u16, bool)>,
+    /// Ports whose unanswered datagrams were forgotten, and how many of them led to a guest then.
+    pub knocks: Vec<(Vec<u16>, usize)>,
     next_index: u32,
 }
 
@@ -76,7 +77,8 @@ impl FakeKernel {
             deleted: Vec::new(),
             names: BTreeSet::new(),
             dumps: 0,
-            forgotten: Vec::new(),
+            flows: BTreeSet::new(),
+            sweeps: 0,
             blind: false,
             knocks: Vec::new(),
             next_index: 10,
@@ -302,27 +304,23 @@ impl Ops for FakeKernel {
         Ok(())
     }
 
-    fn forget_flows(&mut self, address: Ipv4Addr) -> Result<(), OpsError> {
+    fn forget_flows(&mut self, of: &dyn Fn(Ipv4Addr) -> bool) -> Result<(), OpsError> {
         self.fails("forget_flows")?;
         let mut world = self.world();
         if world.blind {
             return Err(OpsError::NoFlows);
         }
-        let leads_there = |e: &Element| match e {
-            Element::Forward { address: to, .. } => *to == address,
-            _ => false,
-        };
-        let led = world.elements.iter().any(leads_there);
-        world.forgotten.push((address, led));
+        world.sweeps += 1;
+        world.flows.retain(|address| !of(*address));
         Ok(())
     }
 
-    fn forget_knocks(&mut self, port: u16) -> Result<(), OpsError> {
+    fn forget_knocks(&mut self, ports: &[u16]) -> Result<(), OpsError> {
         self.fails("forget_knocks")?;
-        let leads = |e: &Element| matches!(e, Element::Forward { protocol: 17, host, .. } if *host == port);
+        let leads = |e: &Element| matches!(e, Element::Forward { protocol: 17, host, .. } if ports.contains(host));
         let mut world = self.world();
-        let led = world.elements.iter().any(leads);
-        world.knocks.push((port, led));
+        let led = world.elements.iter().filter(|e| leads(e)).count();
+        world.knocks.push((ports.to_vec(), led));
         Ok(())
     }
 

@@ -1,12 +1,13 @@
 //! Attacks by a tenant whose supervisor is his own, and by his guests: on netd's time, on the quotas, on what others have
 //! in common with him (the host's tables), and around the rules. Each failed to be resisted once.
 
-use netd_api::Refusal;
+use netd_api::{Forward, Protocol, Refusal};
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use vmsup_tests::frames::{self, UDP};
-use vmsup_tests::netd::{ELSEWHERE, METADATA, NetHost, SERVER, stranger, tenant};
+use vmsup_tests::netd::{ELSEWHERE, METADATA, NetHost, SERVER, UPLINK, stranger, tenant};
 use vmsup_tests::netns::{Caller, as_caller, heard};
+use vmsup_tests::wire::Wire;
 use vmsup_tests::{as_root, eventually, tun, user};
 
 #[test]
@@ -145,6 +146,76 @@ fn one_guest_does_not_fill_the_hosts_table_of_connections() {
         came += heard(&server).len();
         came == 6
     });
+}
+
+#[test]
+fn an_address_brings_its_next_holder_no_connection_of_the_last_one() {
+    if !as_root("an_address_brings_its_next_holder_no_connection_of_the_last_one") {
+        return;
+    }
+    let (tenant, stranger) = (tenant(), stranger());
+    let host = NetHost::start(&format!(
+        "[[network]]\nname = \"default\"\nbridge = \"vmsup0\"\nsubnet = \"10.77.0.1/29\"\nusers = [{}, {}]\npool = 1\n\
+         [[network.forward]]\nusers = [{}]\nports = [8000]\n",
+        tenant.uid, stranger.uid, tenant.uid
+    ));
+    let forward = [Forward { protocol: Protocol::Udp, host: 8000, guest: 80 }];
+    let outside = host.outside.udp(SERVER, 9000);
+    let reaches = |wire: &Wire, word: &'static [u8]| {
+        assert!(wire.passes());
+        eventually("the client's datagram", || {
+            outside.send_to(word, (UPLINK, 8000)).unwrap();
+            came(wire).contains(&word.to_vec())
+        });
+        wire.send(&wire.packet(host.mac("vmsup0"), SERVER, UDP, &frames::udp(80, 9000, word))).unwrap();
+        eventually("the answer", || heard(&outside).iter().any(|(data, from)| data == word && from.port() == 8000));
+    };
+    let (owner, hostile) = (host.client(tenant), host.client(stranger));
+    let old = owner.lease_with("default", 1, &forward).unwrap();
+    reaches(&old, b"mine");
+    let address = old.lease.address;
+    owner.release(old.lease.id).unwrap();
+    drop(old);
+    // All others of so small a network, and the old one among them.
+    let mut held = Vec::new();
+    eventually("the address to be given out again", || {
+        outside.send_to(b"still", (UPLINK, 8000)).unwrap();
+        held.extend(hostile.lease("default", held.len() as u64));
+        held.iter().any(|wire: &Wire| wire.lease.address == address)
+    });
+    let taken = held.iter().find(|wire| wire.lease.address == address).unwrap();
+    assert!(taken.passes());
+    for _ in 0..3 {
+        outside.send_to(b"still", (UPLINK, 8000)).unwrap();
+    }
+    taken.send(&taken.packet(host.mac("vmsup0"), SERVER, UDP, &frames::udp(80, 9000, b"its own"))).unwrap();
+    let mut answers = Vec::new();
+    eventually("its own datagram", || {
+        answers.extend(heard(&outside));
+        !answers.is_empty()
+    });
+    assert!(answers.iter().all(|(_, from)| from.port() != 8000), "as from the host's port: {answers:?}");
+    outside.send_to(b"answer", answers[0].1).unwrap();
+    let mut seen = Vec::new();
+    eventually("the answer to it", || {
+        seen.extend(came(taken));
+        seen.contains(&b"answer".to_vec())
+    });
+    assert_eq!(seen, [b"answer"], "what the client sent before it did not come");
+    drop(held);
+    let mut again = None;
+    eventually("a lease again", || {
+        again = owner.lease_with("default", 2, &forward).ok();
+        again.is_some()
+    });
+    reaches(&again.unwrap(), b"again");
+}
+
+/// What datagrams that came to the guest's port 80 carry.
+fn came(wire: &Wire) -> Vec<Vec<u8>> {
+    let packets = wire.received().into_iter().filter_map(|frame| frames::parse_ipv4(&frame));
+    let datagrams = packets.filter(|packet| packet.protocol == UDP);
+    datagrams.filter_map(|p| frames::parse_udp(&p.payload).filter(|d| d.1 == 80).map(|d| d.2.to_vec())).collect()
 }
 
 #[test]

@@ -96,12 +96,12 @@ impl Ops for Kernel {
         self.rules.change(add, remove)
     }
 
-    fn forget_flows(&mut self, address: Ipv4Addr) -> Result<(), OpsError> {
-        flows::forget(&mut self.rules.requests, address)
+    fn forget_flows(&mut self, of: &dyn Fn(Ipv4Addr) -> bool) -> Result<(), OpsError> {
+        flows::forget(&mut self.rules.requests, of)
     }
 
-    fn forget_knocks(&mut self, port: u16) -> Result<(), OpsError> {
-        flows::forget_knocks(&mut self.rules.requests, port)
+    fn forget_knocks(&mut self, ports: &[u16]) -> Result<(), OpsError> {
+        flows::forget_knocks(&mut self.rules.requests, ports)
     }
 
     fn rules_loaded(&mut self) -> Result<bool, OpsError> {

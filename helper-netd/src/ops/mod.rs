@@ -288,11 +288,12 @@ pub trait Ops {
     /// [`OpsError::Differs`].
     fn change(&mut self, add: &[Element], remove: &[Element]) -> Result<(), OpsError>;
 
-    /// Ends all that connection tracking knows of the address, and nothing else. An error, and not all of it is ended.
-    fn forget_flows(&mut self, address: Ipv4Addr) -> Result<(), OpsError>;
+    /// Ends all that connection tracking knows of such addresses, and nothing else. An error, and not all of it is ended.
+    /// Takes many milliseconds, as does [`Ops::forget_knocks`].
+    fn forget_flows(&mut self, of: &dyn Fn(Ipv4Addr) -> bool) -> Result<(), OpsError>;
 
-    /// Ends what connection tracking knows of unanswered UDP to a port of the host, from before it led anywhere.
-    fn forget_knocks(&mut self, port: u16) -> Result<(), OpsError>;
+    /// Ends what connection tracking knows of unanswered UDP to ports of the host, from before they led anywhere.
+    fn forget_knocks(&mut self, ports: &[u16]) -> Result<(), OpsError>;
 
     /// Are both tables loaded, with every set that is used here?
     fn rules_loaded(&mut self) -> Result<bool, OpsError>;

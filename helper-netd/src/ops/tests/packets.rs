@@ -355,12 +355,12 @@ fn an_address_loses_its_flows_and_no_other_does() {
         world.kernel.change(&[], &[forward]).unwrap();
         world.outsider_sends(1001, HOST, 8080);
         assert_eq!(world.at_guest(0), [(OUTSIDER, 1001, old, 80)], "the flow goes on without its forward");
-        world.kernel.forget_flows(old).unwrap();
+        world.kernel.forget_flows(&|address| address == old).unwrap();
         assert_eq!(tracked(), foreign);
         world.outsider_sends(1001, HOST, 8080);
         world.outsider_sends(53, HOST, 1400);
         assert_eq!(world.at_guest(0), [], "neither the forward's nor an answer");
-        world.kernel.forget_flows(old).unwrap();
+        world.kernel.forget_flows(&|address| address == old).unwrap();
         // What was sent before there is a forward again is no obstacle; what is answered, or led elsewhere, goes on.
         let server = UdpSocket::bind((HOST, 8080)).unwrap();
         world.outsider_sends(1002, HOST, 8080);
@@ -369,9 +369,9 @@ fn an_address_loses_its_flows_and_no_other_does() {
         world.outsider_sends(1001, HOST, 8080);
         assert_eq!(world.at_guest(0), [], "translation is decided at the beginning");
         let before = tracked();
-        world.kernel.forget_knocks(8081).unwrap();
+        world.kernel.forget_knocks(&[8081]).unwrap();
         assert_eq!(tracked(), before);
-        world.kernel.forget_knocks(8080).unwrap();
+        world.kernel.forget_knocks(&[9, 8080]).unwrap();
         assert_eq!(tracked().len(), before.len() - 1);
         for port in [1001, 1002] {
             world.outsider_sends(port, HOST, 8080);
