@@ -61,6 +61,10 @@ fn failed<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Erro
 
 /// The whole program.
 pub fn main() -> ExitCode {
+    if let Err(error) = sys::close_inherited() {
+        log!("what the starter left open cannot be closed: {error}");
+        return ExitCode::FAILURE;
+    }
     let args: Vec<String> = std::env::args().skip(1).collect();
     let done = Options::parse(&args).map_err(Error::Usage).and_then(|options| match options.action {
         Action::Serve => serve(&options),

@@ -6,6 +6,13 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 /// The most groups that a peer's list is read for; the kernel's own limit (NGROUPS_MAX).
 const GROUPS_MAX: usize = 65536;
 
+/// Closes every fd but standard input, output and error: whatever a starter left open is none of netd's. To be called first.
+pub fn close_inherited() -> io::Result<()> {
+    // SAFETY: the first call of the program: nothing in it owns an fd above 2 yet, so that none becomes invalid under its
+    // owner.
+    check(unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) } as libc::c_int)
+}
+
 /// What is set about a TAP by a plain number (linux/if_tun.h).
 #[derive(Debug, Clone, Copy)]
 pub enum TunOption {
