@@ -80,50 +80,48 @@ mod tests {
         }
     }
 
+    /// To another program, process, identity or privilege, or past the kernel's own checks: no confined process has these.
+    const WAYS_OUT: &[&str] = &[
+        "connect",
+        "socket",
+        "bind",
+        "execve",
+        "execveat",
+        "fork",
+        "vfork",
+        "clone",
+        "mount",
+        "mknod",
+        "mknodat",
+        "ptrace",
+        "process_vm_readv",
+        "process_vm_writev",
+        "kill",
+        "tkill",
+        "tgkill",
+        "unshare",
+        "setns",
+        "bpf",
+        "userfaultfd",
+        "io_uring_setup",
+        "prlimit64",
+        "capset",
+        "setuid",
+        "setresuid",
+        "perf_event_open",
+        "keyctl",
+        "memfd_create",
+        "pidfd_open",
+        "pidfd_getfd",
+    ];
+
     /// The system calls that no worker thread may make, ever: each is a way out of the jail.
     #[test]
     fn no_worker_filter_allows_a_way_out() {
         for filter in ALL.iter().filter(|f| f.name.starts_with("worker")) {
-            for call in [
-                "open",
-                "openat",
-                "openat2",
-                "creat",
-                "connect",
-                "socket",
-                "bind",
-                "execve",
-                "execveat",
-                "fork",
-                "vfork",
-                "clone",
-                "mount",
-                "mknod",
-                "mknodat",
-                "ptrace",
-                "process_vm_readv",
-                "process_vm_writev",
-                "kill",
-                "tkill",
-                "tgkill",
-                "unshare",
-                "setns",
-                "bpf",
-                "userfaultfd",
-                "io_uring_setup",
-                "io_uring_register",
-                "prlimit64",
-                "setrlimit",
-                "capset",
-                "setuid",
-                "setresuid",
-                "perf_event_open",
-                "keyctl",
-                "memfd_create",
-                "pidfd_open",
-                "pidfd_getfd",
-            ] {
-                assert!(!filter.syscalls.contains(&call), "{} allows {call}", filter.name);
+            for call in WAYS_OUT.iter().chain(&["open", "openat", "openat2", "creat", "io_uring_register", "setrlimit"])
+            {
+                assert!(!filter.syscalls.contains(call), "{} allows {call}", filter.name);
             }
         }
     }
@@ -132,23 +130,12 @@ mod tests {
     /// another process, nor changes who it is.
     #[test]
     fn netd_has_no_way_to_another_program_or_identity() {
-        for call in [
-            "execve",
-            "execveat",
-            "fork",
-            "vfork",
-            "clone",
+        for call in WAYS_OUT.iter().chain(&[
             "clone3",
-            "socket",
             "socketpair",
-            "connect",
-            "bind",
             "listen",
-            "mount",
             "fsopen",
             "move_mount",
-            "mknod",
-            "mknodat",
             "symlinkat",
             "linkat",
             "chmod",
@@ -156,31 +143,11 @@ mod tests {
             "fchmodat",
             "chown",
             "fchown",
-            "ptrace",
-            "process_vm_readv",
-            "process_vm_writev",
-            "pidfd_open",
-            "pidfd_getfd",
-            "kill",
-            "tkill",
-            "tgkill",
-            "unshare",
-            "setns",
-            "bpf",
-            "userfaultfd",
-            "io_uring_setup",
-            "perf_event_open",
-            "keyctl",
             "prctl",
-            "prlimit64",
-            "capset",
-            "setresuid",
             "setgroups",
             "mprotect",
-            "memfd_create",
             "init_module",
             "finit_module",
-            "setuid",
             "setgid",
             "unlink",
             "symlink",
@@ -188,8 +155,8 @@ mod tests {
             "chroot",
             "dup2",
             "dup3",
-        ] {
-            assert!(!NETD.syscalls.contains(&call), "{call}");
+        ]) {
+            assert!(!NETD.syscalls.contains(call), "{call}");
         }
     }
 
