@@ -6,6 +6,7 @@ use helper_netd::places::Place;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use vmsup_tests::as_root;
 
 /// Nobody in particular: netd's user in these tests.
 const NOBODY: u32 = 65534;
@@ -86,21 +87,9 @@ fn open_errno(path: &str, flags: OFlags) -> i32 {
     openat(CWD, path, flags, Mode::from_raw_mode(0o600)).map_or_else(|e| e.raw_os_error(), |_| 0)
 }
 
-fn possible(name: &str) -> bool {
-    let why = if !rustix::process::geteuid().is_root() {
-        "giving up root's rights needs root"
-    } else if !Path::new("/dev/net/tun").exists() {
-        "there is no /dev/net/tun"
-    } else {
-        return true;
-    };
-    println!("SKIPPED {name}: {why}");
-    false
-}
-
 #[test]
 fn netd_dies_of_every_call_that_is_none_of_its() {
-    if !possible("netd_dies_of_every_call_that_is_none_of_its") {
+    if !as_root("netd_dies_of_every_call_that_is_none_of_its") {
         return;
     }
     let folder = Folder::new("calls");
@@ -118,7 +107,7 @@ fn netd_dies_of_every_call_that_is_none_of_its() {
 
 #[test]
 fn netd_opens_nothing_but_its_places() {
-    if !possible("netd_opens_nothing_but_its_places") {
+    if !as_root("netd_opens_nothing_but_its_places") {
         return;
     }
     let folder = Folder::new("places");
