@@ -311,5 +311,5 @@ impl<O: Ops> Netd<O> {
 }
 
 #[cfg(test)]
-#[path = "netd_tests.rs"]
+#[path = "netd_tests/mod.rs"]
 mod tests;
