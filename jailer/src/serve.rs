@@ -179,6 +179,15 @@ impl Jailer {
                 self.places.forget(slot);
                 Ok(())
             }
+            Request::Limit { slot, limits } => {
+                let done = match self.places.get(slot) {
+                    Some(Place { leaf: Some(leaf), phase: Phase::Taken, .. }) => {
+                        leaf.limit(&limits).map_err(Refusal::Invalid)
+                    }
+                    _ => Err(Refusal::Invalid("no worker in that slot that a cgroup could hold".into())),
+                };
+                self.say(&Reply::Limited { slot, failed: done.err() })
+            }
             Request::Make { seq, limits, rlimits } => {
                 self.refill = true;
                 let order = Order { seq, limits, rlimits };

@@ -2,7 +2,7 @@
 //!
 //! Runs in the CLI (which connects) and in the supervisor (which makes the directory, see [`crate::serve`]).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Name of the system user whose supervisor serves from [`SYSTEM_DIR`].
 const SYSTEM_USER: &str = "vmsup";
@@ -36,6 +36,24 @@ pub fn api_socket() -> PathBuf {
 /// The log of a supervisor in the background, in [`runtime_dir`].
 pub fn log_file() -> PathBuf {
     runtime_dir().join(LOG_FILE)
+}
+
+/// The directory of the durable state: what the service manager made for it (`STATE_DIRECTORY`, systemd.exec(5)); else `state`
+/// in the runtime directory, where that was named; else `$XDG_STATE_HOME/vmsup`; else `~/.local/state/vmsup`.
+pub fn state_dir(named_runtime_dir: Option<&Path>) -> PathBuf {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    // systemd separates several by colons; our units name one.
+    if let Some(dir) = absolute("STATE_DIRECTORY") {
+        return dir;
+    }
+    if let Some(runtime) = named_runtime_dir {
+        return runtime.join("state");
+    }
+    match (absolute("XDG_STATE_HOME"), absolute("HOME")) {
+        (Some(state), _) => state.join("vmsup"),
+        (None, Some(home)) => home.join(".local/state/vmsup"),
+        (None, None) => runtime_dir().join("state"),
+    }
 }
 
 /// netd's socket: what `VMSUP_NETD_SOCKET` names, else the one that its unit makes.

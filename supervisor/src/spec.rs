@@ -38,6 +38,111 @@ pub struct VmSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 4))]
     pub nets: Vec<Net>,
+    /// Whether it is started again when it has ended by itself (default: no).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub restart: Restart,
+    /// How long it is waited before it is started again, and when that is given up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backoff: Option<Backoff>,
+    /// How it is seen whether the guest does what it is there for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// Whether a VM is started again when it has ended by itself. One that its owner stopped or killed stays stopped.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    /// Never.
+    #[default]
+    No,
+    /// When the guest or its worker crashed, or the host went down under it. Not when the guest switched itself off.
+    OnFailure,
+    /// Whatever its end was. A guest's own reset is one.
+    Always,
+}
+
+/// Time before a restart: `first_s`, doubled with each restart up to `max_s`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Backoff {
+    /// Before the first restart, seconds.
+    #[schemars(range(min = 0, max = 3600))]
+    pub first_s: u32,
+    /// At most, seconds.
+    #[schemars(range(min = 1, max = 86400))]
+    pub max_s: u32,
+    /// A VM that ran this long is taken to be well: the next restart is a first one again. Seconds.
+    #[schemars(range(min = 1, max = 86400))]
+    pub reset_after_s: u32,
+    /// Restarts in a row after which it is given up; none for no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub attempts: Option<u32>,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Backoff { first_s: 1, max_s: 300, reset_after_s: 600, attempts: None }
+    }
+}
+
+/// How it is seen whether a guest is well. A worker that answers nothing is always seen and shown; what is done then is
+/// `on_failure`'s, too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Health {
+    /// The guest is up once it has written this to its console.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub console: Option<String>,
+    /// The guest is well while this TCP port of its first network interface takes connections.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub tcp: Option<u16>,
+    /// Time that the guest has to come up, seconds.
+    #[schemars(range(min = 1, max = 86400))]
+    pub start_s: u32,
+    /// Between two looks, seconds; at least 30, and at the same moment for all VMs, so that an idle host stays idle.
+    #[schemars(range(min = 30, max = 86400))]
+    pub interval_s: u32,
+    /// How long one look may take, seconds.
+    #[schemars(range(min = 1, max = 25))]
+    pub timeout_s: u32,
+    /// Looks in a row that must fail.
+    #[schemars(range(min = 1, max = 100))]
+    pub retries: u32,
+    /// What is done with a VM that is not well.
+    pub on_failure: OnFailure,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Health {
+            console: None,
+            tcp: None,
+            start_s: 60,
+            interval_s: 30,
+            timeout_s: 5,
+            retries: 3,
+            on_failure: OnFailure::default(),
+        }
+    }
+}
+
+/// What is done with a VM that is not well, or whose worker hangs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnFailure {
+    /// It is shown, no more.
+    #[default]
+    Report,
+    /// It is killed, which counts as a crash: `restart` says what comes then.
+    Kill,
 }
 
 /// What a VM boots: a kernel, or a guest that is built into vmsup.

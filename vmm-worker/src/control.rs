@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType, accept_with, getsockname, listen, sockopt};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use worker_api::{NAME, Reply, Request, StartFailure, StartSpec, VERSION};
+use worker_api::{NAME, Reply, Request, StartFailure, StartSpec, Stats, Status, VERSION};
 
 /// The number that the control socket is born with (`policies/process.json`).
 const SOCKET: i32 = 3;
@@ -63,19 +63,20 @@ impl Listener {
         loop {
             let (request, _) = connection.next(false);
             match request {
-                Request::Ping => connection.reply(&Reply::Done),
+                Request::Status => connection.reply(&Reply::Status(Status::Running)),
                 // The answer first: a guest may switch itself off before this thread comes to anything else. Nothing can
                 // fail after it.
                 Request::PowerButton => {
                     connection.reply(&Reply::Done);
                     power_button.press();
                 }
-                Request::NetStats => {
-                    let counters = nets.iter().map(|net| net.snapshot()).collect();
-                    connection.reply(&Reply::NetStats(counters));
+                Request::Stats => {
+                    let nets = nets.iter().map(|net| net.snapshot()).collect();
+                    connection.reply(&Reply::Stats(Box::new(Stats { nets, ..Stats::default() })));
                 }
                 // A worker is one VM, once.
                 Request::Start(_) | Request::Offer => connection.drop_peer(),
+                Request::Pause | Request::Resume | Request::Console => connection.drop_peer(),
             }
         }
     }
@@ -100,13 +101,13 @@ impl Connection {
         loop {
             match self.next(true) {
                 (Request::Start(spec), fds) => return (spec, fds),
-                (Request::Ping, _) => self.reply(&Reply::Done),
+                (Request::Status, _) => self.reply(&Reply::Status(Status::Empty)),
                 (Request::Offer, fds) => match fds.into_iter().next().map(offer) {
                     Some(Ok(offer)) => self.reply(&Reply::Offer(offer)),
                     _ => self.drop_peer(),
                 },
                 // There is no guest yet.
-                (Request::PowerButton | Request::NetStats, _) => self.drop_peer(),
+                _ => self.drop_peer(),
             }
         }
     }

@@ -6,7 +6,7 @@ use common::{Ended, Peer, Vm, Worker, button, hello};
 use rustix::net::SendFlags;
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
-use worker_api::{CPUID_MAX, NAME, Offer, Part, Reply, Request, VERSION, exit};
+use worker_api::{CPUID_MAX, NAME, Offer, Part, Reply, Request, Status, VERSION, exit};
 
 fn ask(peer: &Peer, request: &Request) -> Reply {
     peer.send(request, &[]).unwrap();
@@ -40,7 +40,7 @@ fn a_supervisor_that_comes_back_is_served() {
     let (worker, _vm, peer) = running();
     drop(peer);
     for _ in 0..3 {
-        assert_eq!(ask(&worker.connect(), &Request::Ping), Reply::Done);
+        assert_eq!(ask(&worker.connect(), &Request::Status), Reply::Status(Status::Running));
     }
     assert_eq!(ask(&worker.connect(), &Request::PowerButton), Reply::Done);
     assert_eq!(worker.end(), Ended::with_status(exit::SHUTDOWN));
@@ -51,7 +51,7 @@ fn an_empty_worker_survives_a_peer_that_hangs_up() {
     let worker = Worker::start();
     drop(worker.connect_raw());
     drop(worker.connect());
-    assert_eq!(ask(&worker.connect(), &Request::Ping), Reply::Done);
+    assert_eq!(ask(&worker.connect(), &Request::Status), Reply::Status(Status::Empty));
     Vm::new(hello()).start_on(&worker.connect()).unwrap();
     assert_eq!(worker.end(), Ended::with_status(exit::RESET));
 }
@@ -63,7 +63,7 @@ fn a_worker_is_one_vm_once() {
     let fds: Vec<_> = other.fds.iter().map(std::os::fd::AsFd::as_fd).collect();
     peer.send(&Request::Start(other.spec.clone()), &fds).unwrap();
     assert!(is_closed(&peer));
-    assert_eq!(ask(&worker.connect(), &Request::Ping), Reply::Done);
+    assert_eq!(ask(&worker.connect(), &Request::Status), Reply::Status(Status::Running));
 }
 
 fn kvm() -> std::fs::File {
@@ -110,7 +110,7 @@ fn a_malformed_request_costs_its_sender_the_connection() {
         rustix::net::send(&peer, bytes, SendFlags::NOSIGNAL).unwrap();
         assert!(is_closed(&peer));
     }
-    assert_eq!(ask(&worker.connect(), &Request::Ping), Reply::Done);
+    assert_eq!(ask(&worker.connect(), &Request::Status), Reply::Status(Status::Running));
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn a_power_button_without_a_guest_is_refused() {
     let peer = worker.connect();
     peer.send(&Request::PowerButton, &[]).unwrap();
     assert!(is_closed(&peer));
-    assert_eq!(ask(&worker.connect(), &Request::Ping), Reply::Done);
+    assert_eq!(ask(&worker.connect(), &Request::Status), Reply::Status(Status::Empty));
 }
 
 #[test]
@@ -129,7 +129,7 @@ fn a_peer_of_another_release_is_refused() {
     let error = peer.handshake(NAME, VERSION + 1, 0).unwrap_err();
     assert!(matches!(error, ipc::Error::Version { .. }), "{error}");
     assert!(is_closed(&peer));
-    assert_eq!(ask(&worker.connect(), &Request::Ping), Reply::Done);
+    assert_eq!(ask(&worker.connect(), &Request::Status), Reply::Status(Status::Empty));
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn a_peer_that_never_reads_its_replies_is_dropped() {
     rustix::io::ioctl_fionbio(&peer, true).unwrap();
     let mut refused = 0;
     loop {
-        match peer.send(&Request::Ping, &[]) {
+        match peer.send(&Request::Status, &[]) {
             Ok(()) => refused = 0,
             Err(error) if error.would_block() => {
                 refused += 1;
@@ -148,7 +148,7 @@ fn a_peer_that_never_reads_its_replies_is_dropped() {
             Err(_) => break,
         }
     }
-    assert_eq!(ask(&worker.connect(), &Request::Ping), Reply::Done);
+    assert_eq!(ask(&worker.connect(), &Request::Status), Reply::Status(Status::Running));
 }
 
 #[test]
@@ -167,7 +167,7 @@ fn a_vm_outlives_its_jailer() {
     let (other, keep) = std::io::pipe().unwrap();
     worker.report = std::io::BufReader::new(std::fs::File::from(std::os::fd::OwnedFd::from(other)));
     drop(keep);
-    assert_eq!(ask(&peer, &Request::Ping), Reply::Done);
+    assert_eq!(ask(&peer, &Request::Status), Reply::Status(Status::Running));
     assert_eq!(ask(&peer, &Request::PowerButton), Reply::Done);
     assert_eq!(worker.end(), Ended::with_status(exit::SHUTDOWN));
     assert!(vm.console().contains("button pressed"));
@@ -182,7 +182,7 @@ fn a_worker_that_was_stopped_goes_on() {
             // SAFETY: a signal to a child that was not reaped; no pointer.
             assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
         }
-        assert_eq!(ask(&peer, &Request::Ping), Reply::Done);
+        assert_eq!(ask(&peer, &Request::Status), Reply::Status(Status::Running));
     }
     assert_eq!(ask(&peer, &Request::PowerButton), Reply::Done);
     assert_eq!(worker.end(), Ended::with_status(exit::SHUTDOWN));

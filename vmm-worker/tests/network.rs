@@ -43,8 +43,8 @@ impl Networked {
     }
 
     fn counters(&self) -> NetCounters {
-        match self.ask(&Request::NetStats) {
-            Reply::NetStats(counters) => counters[0],
+        match self.ask(&Request::Stats) {
+            Reply::Stats(stats) => stats.nets[0],
             other => panic!("{other:?}"),
         }
     }

@@ -3,6 +3,10 @@
 //! The supervisor asks for a worker ([`Request::Make`]); the jailer hands one over, already confined and listening
 //! ([`Reply::Made`]), and later says how it ended ([`Reply::Ended`]) until the supervisor has heard it
 //! ([`Request::Forget`]). No path crosses this boundary: sockets are named by a [`Slot`] in a directory that both know.
+//!
+//! A jailer outlives its supervisor while it has workers that were handed over. The next supervisor finds it behind
+//! [`SOCKET`] and is told, after [`Reply::Ready`], of all that it holds: [`Reply::Holds`] for each that lives,
+//! [`Reply::Ended`] for each whose end nobody has heard, then [`Reply::Listed`].
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
@@ -11,7 +15,9 @@ use serde::{Deserialize, Serialize};
 /// Name of the protocol in the opening handshake.
 pub const NAME: &str = "vmsup-jailer";
 /// Version of the protocol in the opening handshake.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
+/// File name of the socket on which a jailer waits for the next supervisor, in the directory of the workers' sockets.
+pub const SOCKET: &str = "jailer.sock";
 /// The most bytes of a worker's last words that are kept.
 pub const LAST_WORDS_MAX: usize = 400;
 /// The most workers of one jailer, warm ones included.
@@ -74,6 +80,14 @@ pub enum Request {
         /// The slot of an `Ended`.
         slot: Slot,
     },
+    /// Other limits for a worker that was handed over: the VM's file has changed, or the jailer is a new one that found the
+    /// worker running. Answered by `Limited`.
+    Limit {
+        /// Which.
+        slot: Slot,
+        /// All of them; what is `None` here is lifted.
+        limits: CgroupLimits,
+    },
 }
 
 impl ipc::Message for Request {
@@ -101,6 +115,29 @@ pub enum Reply {
         /// Why.
         why: Refusal,
     },
+    /// After `Ready`: a worker that was handed over to an earlier supervisor and lives. Carries its pidfd.
+    Holds {
+        /// Who it is.
+        worker: Worker,
+        /// An earlier jailer made it: this one is not its parent, and will not know how it ended.
+        orphan: bool,
+    },
+    /// After `Ready`, `Holds` and `Ended`: that was all.
+    Listed,
+    /// The answer to `Limit`.
+    Limited {
+        /// Which.
+        slot: Slot,
+        /// Why not, where it was not done.
+        failed: Option<Refusal>,
+    },
+    /// A worker that was handed over was stopped by a signal (SIGSTOP), or goes on after that. An orphan's is not seen.
+    Stopped {
+        /// Which.
+        slot: Slot,
+        /// It stands still; false: it goes on.
+        stopped: bool,
+    },
     /// A worker that was handed over has ended and was reaped. Said again to a supervisor that comes back, until
     /// `Forget`.
     Ended {
@@ -118,7 +155,7 @@ pub enum Reply {
 impl ipc::Message for Reply {
     const MAX_BYTES: usize = 2048;
     fn fd_count(&self) -> usize {
-        usize::from(matches!(self, Reply::Made { .. }))
+        usize::from(matches!(self, Reply::Made { .. } | Reply::Holds { .. }))
     }
 }
 
@@ -194,6 +231,8 @@ pub enum HowEnded {
     Exited(i32),
     /// This signal killed it (SIGSYS: it broke its policy).
     Killed(i32),
+    /// It was not this jailer's child, so nobody could say.
+    Unknown,
 }
 
 /// What only the creator of a worker's user namespace may read: `vmsup-jailer inspect PID`.

@@ -69,7 +69,7 @@ pub async fn create(
     Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Answer<(StatusCode, Json<VmInfo>)> {
-    let CreateRequest { spec, remove_when_ended } = json(request).await?;
+    let CreateRequest { spec, remove_when_ended, .. } = json(request).await?;
     admit(&context, &spec)?;
     let vm = Vm::create(&context, spec, caller.uid, remove_when_ended)?;
     vm.until_running().await?;

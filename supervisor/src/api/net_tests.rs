@@ -113,7 +113,10 @@ async fn counters_of_a_vm_are_told_and_one_that_does_not_run_has_none() {
     let worker = fake.copy();
     let (answer, _) = tokio::join!(
         server.ask("GET", "/v1/vms/web/net", b""),
-        tokio::task::spawn_blocking(move || worker.answer(&worker_api::Reply::NetStats(vec![counted])))
+        tokio::task::spawn_blocking(move || worker.answer(&worker_api::Reply::Stats(Box::new(worker_api::Stats {
+            nets: vec![counted],
+            ..Default::default()
+        }))))
     );
     let stats: Vec<NetStats> = answer.json();
     assert_eq!((stats[0].interface.as_str(), stats[0].sent_packets), ("vt1", 3));

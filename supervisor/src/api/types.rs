@@ -24,8 +24,47 @@ pub struct VmSummary {
     pub nets: Vec<VmNet>,
     /// When it was started, seconds since 1970.
     pub started_at: Option<u64>,
-    /// How it ended, once it has.
+    /// How it ended, once it has: its last end, where it was started again.
     pub end: Option<End>,
+    /// Whether it is to run.
+    pub desired: Desired,
+    /// Which version of its file this is, from 1 on.
+    pub generation: u64,
+    /// Hash of its file, as `vmsup diff` compares it.
+    pub spec_hash: String,
+    /// Where `vmsup apply` found it; none for one that was started by hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// How often it was started again since its owner last started it.
+    #[serde(default)]
+    pub restarts: u32,
+    /// How it is, where its file has a `health`, and where it hangs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthState>,
+}
+
+/// Whether a VM is to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Desired {
+    /// Yes.
+    Running,
+    /// No: its owner stopped it, or it ended and is not started again.
+    Stopped,
+}
+
+/// How a running VM is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum HealthState {
+    /// It has still time to come up.
+    Starting,
+    /// It does what its file says it should.
+    Healthy,
+    /// It does not (why).
+    Unhealthy(String),
+    /// Its worker stands still or answers nothing (why).
+    Hung(String),
 }
 
 /// Where a VM is in its life.
@@ -36,8 +75,12 @@ pub enum VmState {
     Starting,
     /// Its vCPUs run.
     Running,
+    /// Its vCPUs stand still, until it is resumed.
+    Paused,
     /// It was asked to end.
     Stopping,
+    /// It ended, and is started again when its back-off is over.
+    Restarting,
     /// It ended as it should: the guest switched itself off or reset, or its owner stopped it.
     Stopped,
     /// It ended as it should not.
@@ -69,6 +112,10 @@ pub enum EndKind {
     GuestCrashed,
     /// The worker broke its policy, panicked, or was killed by someone else.
     WorkerCrashed,
+    /// It was not well, or its worker hung, and its file says that it is killed then.
+    Unhealthy,
+    /// The host went down under it, or was started anew.
+    HostDown,
     /// It never ran.
     StartFailed,
     /// The worker is gone and nobody could tell how (the jailer was gone, too).
@@ -223,6 +270,179 @@ pub struct CreateRequest {
     /// Forget the VM as soon as it has ended.
     #[serde(default)]
     pub remove_when_ended: bool,
+    /// Who keeps this VM: `vmsup apply` names its directory or file. Only the same source removes it later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+}
+
+/// Body of `PUT /v1/vms/{vm}`: the VM becomes what this file says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateRequest {
+    /// The VM; its paths are absolute, its name is the same as before.
+    pub spec: crate::spec::VmSpec,
+    /// As in [`CreateRequest`]; takes over a VM that was started by hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// Only where the VM has this generation: nobody else changed it meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_generation: Option<u64>,
+    /// Seconds between power button and kill, where it has to be stopped and started.
+    pub deadline_s: u32,
+}
+
+/// Answer to `PUT /v1/vms/{vm}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct UpdateAnswer {
+    /// What was done.
+    pub done: UpdateDone,
+    /// The VM now.
+    pub vm: VmInfo,
+}
+
+/// What an update did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum UpdateDone {
+    /// The file is the same.
+    Nothing,
+    /// What changed did not concern the running guest.
+    InPlace,
+    /// It was stopped and started.
+    Restarted,
+    /// It did not run, and will be that the next time.
+    Stored,
+}
+
+/// Something that happened: an element of the stream of `GET /v1/events`, one JSON object a line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Event {
+    /// Its number: larger than that of everything before it, also across restarts of the supervisor. `after=` of a later
+    /// request goes on behind it.
+    pub cursor: u64,
+    /// When, milliseconds since 1970.
+    pub at_ms: u64,
+    /// What happened.
+    pub kind: EventKind,
+    /// Name of the VM that it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<String>,
+    /// Its id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// Uid of its owner, who alone (but for administrators) sees this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<u32>,
+    /// Why, or what came of it: one sentence for people.
+    pub cause: String,
+}
+
+/// The kinds of events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EventKind {
+    /// A VM was taken on.
+    Created,
+    /// It is being started.
+    Starting,
+    /// Its vCPUs run.
+    Started,
+    /// Its vCPUs were stopped.
+    Paused,
+    /// They go on.
+    Resumed,
+    /// It was asked to end.
+    Stopping,
+    /// It has ended.
+    Ended,
+    /// It will be started again after a while.
+    Restarting,
+    /// Its file was changed.
+    Updated,
+    /// It is well.
+    Healthy,
+    /// It is not.
+    Unhealthy,
+    /// Its worker stands still or answers nothing.
+    Hung,
+    /// Its worker goes on.
+    Recovered,
+    /// It was found running by a supervisor that came back.
+    Adopted,
+    /// It is no longer there.
+    Removed,
+    /// A supervisor began to serve.
+    SupervisorStarted,
+    /// A supervisor leaves.
+    SupervisorLeft,
+    /// The jailer is gone.
+    JailerLost,
+    /// Something is wrong with the supervisor's own state.
+    StateTrouble,
+    /// Events before this one are no longer kept.
+    Lost,
+}
+
+/// An operation that takes time: an element of `GET /v1/ops`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Operation {
+    /// Its number.
+    pub id: u64,
+    /// What is done.
+    pub kind: OperationKind,
+    /// Name of the VM.
+    pub vm: String,
+    /// Uid of who asked.
+    pub owner: u32,
+    /// Where it is.
+    pub state: OperationState,
+    /// What is being done now, or was last: `files`, `worker`, `guest`, …
+    pub stage: String,
+    /// How much of the stage is done, per cent, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub percent: Option<u8>,
+    /// When it began, milliseconds since 1970.
+    pub begun_at_ms: u64,
+    /// When it was over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at_ms: Option<u64>,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<ApiError>,
+}
+
+/// What an operation does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OperationKind {
+    /// A VM is taken on and started.
+    Create,
+    /// A VM that is there is started.
+    Start,
+    /// A VM is stopped.
+    Stop,
+    /// A VM becomes what another file says.
+    Update,
+    /// A VM is removed.
+    Remove,
+    /// A file is taken into the supervisor's own storage.
+    Import,
+}
+
+/// Where an operation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OperationState {
+    /// Under way.
+    Running,
+    /// Done.
+    Done,
+    /// It failed; nothing of it is left.
+    Failed,
+    /// It was cancelled; nothing of it is left.
+    Cancelled,
+    /// The supervisor ended while it was under way; what was begun has been cleaned up.
+    Interrupted,
 }
 
 /// Body of `POST /v1/vms/{vm}/stop`.

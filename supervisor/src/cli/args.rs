@@ -250,6 +250,10 @@ pub struct Serve {
     /// Directory for the socket and the log, instead of $XDG_RUNTIME_DIR/vmsup or /tmp/vmsup-UID.
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub runtime_dir: Option<PathBuf>,
+    /// Directory for what outlives the supervisor (VMs, events), instead of $STATE_DIRECTORY, `state` in a --runtime-dir that is
+    /// given, $XDG_STATE_HOME/vmsup or ~/.local/state/vmsup.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub state_dir: Option<PathBuf>,
     /// How many warm workers wait for VMs. Each starts a VM faster by a millisecond or two and costs about 1 MiB.
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = workers)]
     pub pool: u32,

@@ -24,7 +24,7 @@ pub fn start(client: &Client, file: &std::path::Path, json: bool) -> Result<(), 
 
 /// Asks for a VM, and gives the connection back for more.
 pub fn create(mut api: Api, file: &SpecFile, rm: bool) -> Result<(Api, VmInfo), Failure> {
-    let request = CreateRequest { spec: file.spec.clone(), remove_when_ended: rm };
+    let request = CreateRequest { spec: file.spec.clone(), remove_when_ended: rm, source: None };
     let located = |error: CallError| match error {
         CallError::Api(ApiError { field: Some(field), message, code }) => {
             Failure { status: status_of(code), sentence: Some(file.error(&field, message).to_string()) }
@@ -72,6 +72,8 @@ pub fn state(state: VmState) -> &'static str {
     match state {
         VmState::Starting => "starting",
         VmState::Running => "running",
+        VmState::Paused => "paused",
+        VmState::Restarting => "restarting",
         VmState::Stopping => "stopping",
         VmState::Stopped => "stopped",
         VmState::Crashed => "crashed",

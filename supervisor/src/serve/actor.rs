@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use worker_api::{NetCounters, Timings};
+use worker_api::{Stats, Timings};
 
 /// What the actor is busy with.
 type Step = Pin<Box<dyn Future<Output = Done> + Send>>;
@@ -122,8 +122,8 @@ impl Actor {
                     self.patience = patience;
                     Some(Event::StopAsked)
                 }
-                Ask::NetStats(asker) => {
-                    self.ask_net_stats(asker);
+                Ask::Stats(asker) => {
+                    self.ask_stats(asker);
                     None
                 }
             },
@@ -172,13 +172,13 @@ impl Actor {
         })
     }
 
-    /// Asks the worker what its interfaces did, beside everything else; who asks is told nothing where there is no
+    /// Asks the worker what it counted, beside everything else; who asks is told nothing where there is no
     /// worker to be asked.
-    fn ask_net_stats(&self, asker: oneshot::Sender<Result<Vec<NetCounters>, ControlError>>) {
+    fn ask_stats(&self, asker: oneshot::Sender<Result<Stats, ControlError>>) {
         let Some(control) = self.control.clone() else { return };
         let deadline = self.context.deadlines.stats;
         tokio::spawn(async move {
-            let _ = asker.send(control.net_stats(deadline).await);
+            let _ = asker.send(control.stats(deadline).await);
         });
     }
 

@@ -39,6 +39,7 @@ impl WorkerEnd {
             HowEnded::Exited(exit::CRASH) => EndKind::GuestCrashed,
             HowEnded::Exited(exit::FAILED) => EndKind::StartFailed,
             HowEnded::Exited(_) | HowEnded::Killed(_) => EndKind::WorkerCrashed,
+            HowEnded::Unknown => EndKind::Unknown,
         }
     }
 
@@ -57,6 +58,7 @@ impl WorkerEnd {
                 "the worker was killed from outside (SIGKILL): out of memory, or over its limits, or by someone".into()
             }
             HowEnded::Killed(signal) => format!("the worker was killed by signal {signal}"),
+            HowEnded::Unknown => "the worker ended, and its jailer had been killed before and could not say how".into(),
         };
         if self.last_words.is_empty() { what } else { format!("{what}: {}", self.last_words) }
     }

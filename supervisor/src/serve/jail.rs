@@ -248,6 +248,7 @@ impl Jail {
                 let _ = self.forget.send(slot);
             }
             Reply::Ready(_) => return Err(ipc::Error::Malformed("second Ready")),
+            Reply::Holds { .. } | Reply::Listed | Reply::Limited { .. } | Reply::Stopped { .. } => {}
         }
         Ok(())
     }

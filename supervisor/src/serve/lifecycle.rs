@@ -284,8 +284,8 @@ mod tests {
     fn the_outside_view_never_goes_back() {
         let rank = |s: State| match s.outside() {
             VmState::Starting => 0,
-            VmState::Running => 1,
-            VmState::Stopping => 2,
+            VmState::Running | VmState::Paused => 1,
+            VmState::Stopping | VmState::Restarting => 2,
             VmState::Stopped | VmState::Crashed => 3,
         };
         let events = events();

@@ -18,12 +18,15 @@ use std::sync::Arc;
 use tokio::runtime::Runtime;
 
 mod actor;
+mod adopt;
 mod background;
 mod budget;
 mod confine;
 pub(crate) mod console;
 mod end;
+pub(crate) mod events;
 mod files;
+mod handle;
 mod host;
 mod jail;
 mod jailer;
@@ -33,6 +36,7 @@ mod memfd;
 mod net_tests;
 pub(crate) mod netd;
 pub(crate) mod nets;
+pub(crate) mod ops;
 mod readiness;
 pub(crate) mod refusals;
 pub(crate) mod registry;
@@ -40,6 +44,7 @@ mod run;
 mod rundir;
 mod signals;
 mod start;
+pub(crate) mod state;
 pub(crate) mod stream;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -58,6 +63,8 @@ pub struct ServeOptions {
     pub socket: Option<PathBuf>,
     /// The runtime directory; default: [`paths::runtime_dir`].
     pub runtime_dir: Option<PathBuf>,
+    /// The directory of the durable state; default: [`paths::state_dir`].
+    pub state_dir: Option<PathBuf>,
     /// How many warm workers the jailer keeps.
     pub pool: u32,
     /// `vmsup-jailer`; default: beside our own executable.
@@ -124,6 +131,9 @@ pub enum ServeError {
     /// /dev/kvm cannot be used.
     #[error("{0}")]
     Kvm(String),
+    /// The durable state cannot be used.
+    #[error("{0}")]
+    State(#[from] state::StateError),
     /// The process could not be confined.
     #[error("the supervisor could not confine itself: {0}")]
     Confine(String),
@@ -147,6 +157,12 @@ pub struct Context {
     pub(crate) jail: Arc<Jail>,
     /// The way to netd.
     pub(crate) netd: Arc<Netd>,
+    /// What the VMs are, on disk.
+    pub(crate) store: state::Store,
+    /// What happened.
+    pub(crate) events: Arc<events::Events>,
+    /// What is being done.
+    pub(crate) operations: Arc<ops::Operations>,
     /// The VMs.
     pub(crate) registry: registry::Registry<vm::Vm>,
     /// How long the steps of a start may take.
@@ -188,6 +204,8 @@ struct Ready {
     /// netd's socket.
     netd: PathBuf,
     budget: budget::Budget,
+    store: state::Store,
+    loaded: state::Loaded,
     listener: UnixListener,
     signals: OwnedFd,
 }
@@ -201,6 +219,8 @@ fn prepare(
 ) -> Result<(Runtime, Ready), ServeError> {
     let programs = paths::program_dir().map_err(|e| ServeError::System("finding our own executable", e))?;
     let host = Host::open(rundir)?;
+    let state_dir = options.state_dir.clone().unwrap_or_else(|| paths::state_dir(options.runtime_dir.as_deref()));
+    let (store, loaded) = state::Store::open(&state_dir)?;
     let jailer = match &options.jailer_socket {
         Some(socket) => jailer::connect(socket, rundir)?,
         None => jailer::start(&jailer::JailerOptions {
@@ -221,7 +241,7 @@ fn prepare(
     let listener = rundir.bind(socket)?;
     let netd = options.netd.clone().unwrap_or_else(paths::netd_socket);
     let netd = std::path::absolute(netd).map_err(|e| ServeError::System("naming netd's socket", e))?;
-    Ok((runtime, Ready { jailer, host, netd, budget, listener, signals }))
+    Ok((runtime, Ready { jailer, host, netd, budget, store, loaded, listener, signals }))
 }
 
 /// Confines the process and serves.

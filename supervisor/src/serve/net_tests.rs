@@ -214,6 +214,10 @@ async fn netd_and_jailer_are_asked_at_the_same_time() {
     netd.nothing_leased().await;
 }
 
+fn counters(nets: Vec<NetCounters>) -> worker_api::Reply {
+    worker_api::Reply::Stats(Box::new(worker_api::Stats { nets, ..Default::default() }))
+}
+
 fn counted(dropped_tap: u64) -> NetCounters {
     NetCounters { received_packets: 5, dropped_tap, ..NetCounters::default() }
 }
@@ -224,16 +228,16 @@ async fn what_a_worker_counts_is_told_beside_its_interface_or_not_at_all() {
     let _netd = bench.netd();
     let (vm, fake) = run(&bench, &["a", "b"]).await;
     for (reply, says) in [
-        (worker_api::Reply::NetStats(vec![counted(1)]), "1 interfaces, where it has 2"),
-        (worker_api::Reply::NetStats(vec![counted(1); 5]), "something else"),
+        (counters(vec![counted(1)]), "1 interfaces, where it has 2"),
+        (counters(vec![counted(1); 5]), "something else"),
         (worker_api::Reply::Done, "something else"),
     ] {
         let other = fake.copy();
         let (error, asked) = tokio::join!(vm.net_stats(), tokio::task::spawn_blocking(move || other.answer(&reply)));
-        assert_eq!(asked.unwrap(), worker_api::Request::NetStats);
+        assert_eq!(asked.unwrap(), worker_api::Request::Stats);
         assert!(error.unwrap_err().message.contains(says));
     }
-    let good = worker_api::Reply::NetStats(vec![counted(0), counted(3)]);
+    let good = counters(vec![counted(0), counted(3)]);
     let other = fake.copy();
     let (stats, _) = tokio::join!(vm.net_stats(), tokio::task::spawn_blocking(move || other.answer(&good)));
     let stats = stats.unwrap();
@@ -254,8 +258,8 @@ async fn an_answer_that_came_too_late_is_not_taken_for_the_next_one() {
     assert!(error.message.contains("does not answer"), "{error:?}");
     let other = fake.copy();
     let answers = tokio::task::spawn_blocking(move || {
-        for reply in [worker_api::Reply::NetStats(vec![counted(1)]), worker_api::Reply::NetStats(vec![counted(2)])] {
-            assert_eq!(other.answer(&reply), worker_api::Request::NetStats);
+        for reply in [counters(vec![counted(1)]), counters(vec![counted(2)])] {
+            assert_eq!(other.answer(&reply), worker_api::Request::Stats);
         }
     });
     assert_eq!(vm.net_stats().await.unwrap()[0].dropped["tap"], 2);

@@ -3,6 +3,8 @@
 //! One thread runs everything but the opening of guest files. It leaves when it is told to (the VMs get a power button
 //! and five seconds), or when its jailer is gone and the last VM has ended: being confined it could not start another.
 
+use super::events::Events;
+use super::ops::Operations;
 use super::readiness::watch;
 use super::registry::Registry;
 use super::vm::{Ask, Vm};
@@ -45,13 +47,25 @@ pub fn runtime() -> Result<Runtime, ServeError> {
 /// The reactor could not take the fds.
 pub async fn run(ready: Ready, socket: &Path) -> Result<(), ServeError> {
     let system = |e| ServeError::System("registering with the reactor", e);
-    let Ready { jailer, host, netd, budget, listener, signals } = ready;
+    let Ready { jailer, host, netd, budget, store, loaded, listener, signals } = ready;
     let super::jailer::Jailer { channel, child, ready, pidfd, facts } = jailer;
     let jail = Jail::new(channel, ready, facts, pidfd).map_err(system)?;
     let netd = Netd::new(netd, netd::DEADLINE, netd::TUN);
     let registry = Registry::new(host.first_id, &budget);
     let starts = Arc::new(Semaphore::new(budget.starts));
-    let context = Arc::new(Context { host, jail, netd, registry, deadlines: Default::default(), starts });
+    let events = Events::new(loaded.events, store.clone());
+    let operations = Operations::new(loaded.operations, store.clone());
+    let context = Arc::new(Context {
+        host,
+        jail,
+        netd,
+        store,
+        events,
+        operations,
+        registry,
+        deadlines: Default::default(),
+        starts,
+    });
     if let Some((child, pidfd)) = child {
         tokio::spawn(reap(child, pidfd));
     }

@@ -6,11 +6,13 @@ pub mod netd;
 
 use self::netd::FakeNetd;
 use super::budget::Budget;
+use super::events::Events;
 use super::host::Guests;
+use super::ops::Operations;
 use super::registry::Registry;
 use super::start::Deadlines;
-use super::{Context, Host, Jail, Netd, memfd};
-use crate::spec::{Boot, Builtin, VmSpec};
+use super::{Context, Host, Jail, Netd, memfd, state};
+use crate::spec::{Boot, Builtin, Restart, VmSpec};
 use ipc::Channel;
 use jail_spec::{Facts, HowEnded, Refusal, Reply, Request, Slot, UidSource, Worker};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -64,6 +66,9 @@ pub fn spec(name: &str) -> VmSpec {
         console: None,
         limits: None,
         nets: Vec::new(),
+        restart: Restart::No,
+        backoff: None,
+        health: None,
     }
 }
 
@@ -251,7 +256,9 @@ impl Bench {
         let netd = Netd::new(dir.path().join("netd.sock"), answer, netd::NULL);
         let registry = Registry::new(0x1000, &Budget::of(4096));
         let starts = Arc::new(tokio::sync::Semaphore::new(PLACES as usize));
-        let context = Arc::new(Context { host, jail, netd, registry, deadlines, starts });
+        let store = state::Store::in_memory();
+        let (events, operations) = (Events::new(Vec::new(), store.clone()), Operations::new(Vec::new(), store.clone()));
+        let context = Arc::new(Context { host, jail, netd, store, events, operations, registry, deadlines, starts });
         Bench { context, vms, act, jailer, slots, dir }
     }
 
@@ -312,6 +319,7 @@ impl FakeJailer {
                 Request::Forget { slot } => {
                     assert!(self.slots.lock().unwrap().remove(&slot.0), "{slot:?} was forgotten twice");
                 }
+                Request::Limit { slot, .. } => self.channel.send(&Reply::Limited { slot, failed: None }, &[]).unwrap(),
             }
         }
     }

@@ -5,16 +5,16 @@ use super::actor::Actor;
 use super::console::Console;
 use super::registry::{Entry, is_end};
 use super::worker::ControlError;
-use super::{nets, refusals};
+use super::{nets, refusals, state};
 use crate::api::types::{
-    ApiError, ConsoleInfo, End, ErrorCode, NetStats, VmInfo, VmNet, VmState, VmSummary, WorkerInfo,
+    ApiError, ConsoleInfo, Desired, End, ErrorCode, NetStats, VmInfo, VmNet, VmState, VmSummary, WorkerInfo,
 };
 use crate::spec::VmSpec;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
-use worker_api::NetCounters;
+use worker_api::Stats;
 
 /// What can be asked of a running VM.
 #[derive(Debug)]
@@ -23,8 +23,8 @@ pub enum Ask {
     Stop(Duration),
     /// SIGKILL.
     Kill,
-    /// What its network interfaces did.
-    NetStats(oneshot::Sender<Result<Vec<NetCounters>, ControlError>>),
+    /// What its vCPUs and devices did.
+    Stats(oneshot::Sender<Result<Stats, ControlError>>),
 }
 
 /// A VM as the rest of the supervisor sees it.
@@ -154,9 +154,9 @@ impl Vm {
             return Ok(Vec::new());
         }
         let (sender, answer) = oneshot::channel();
-        self.ask(Ask::NetStats(sender)).await;
+        self.ask(Ask::Stats(sender)).await;
         let counted = answer.await.map_err(|_| self.not_running())?;
-        let counted = counted.map_err(|error| refusals::internal(format!("{}: {error}", self.spec.name)))?;
+        let counted = counted.map_err(|error| refusals::internal(format!("{}: {error}", self.spec.name)))?.nets;
         if counted.len() != nets.len() {
             let message = format!(
                 "the worker of {} speaks of {} interfaces, where it has {}",
@@ -198,6 +198,12 @@ impl Vm {
             nets: phase.nets.clone(),
             started_at: phase.started_at,
             end: phase.end.clone(),
+            desired: Desired::Running,
+            generation: 1,
+            spec_hash: state::hash::of(&self.spec),
+            source: None,
+            restarts: 0,
+            health: None,
         }
     }
 

@@ -12,7 +12,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 use tokio::sync::Mutex;
-use worker_api::{NAME, NETS_MAX, NetCounters, Offer, Reply, Request, StartFailure, StartSpec, Timings, VERSION};
+use worker_api::{NAME, Offer, Reply, Request, StartFailure, StartSpec, Stats, Timings, VERSION};
 
 /// The most replies that a worker may owe: one that answers nothing is not asked for ever.
 const OWED_MAX: u32 = 8;
@@ -136,14 +136,14 @@ impl Control {
         }
     }
 
-    /// Asks what the network interfaces did: at most [`NETS_MAX`] answers, and allegations all of them.
+    /// Asks what vCPUs and devices did: bounded, and allegations all of it.
     ///
     /// # Errors
     /// [`ControlError::Silent`] where there is no answer until the deadline, else the channel's.
-    pub async fn net_stats(&self, deadline: Duration) -> Result<Vec<NetCounters>, ControlError> {
-        let answer = tokio::time::timeout(deadline, self.ask(&Request::NetStats, &[])).await;
+    pub async fn stats(&self, deadline: Duration) -> Result<Stats, ControlError> {
+        let answer = tokio::time::timeout(deadline, self.ask(&Request::Stats, &[])).await;
         match answer.map_err(|_| ControlError::Silent)?? {
-            Reply::NetStats(counted) if counted.len() <= NETS_MAX => Ok(counted),
+            Reply::Stats(counted) if counted.check().is_ok() => Ok(*counted),
             _ => Err(ControlError::Confused),
         }
     }

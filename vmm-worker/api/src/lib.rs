@@ -10,12 +10,14 @@ use serde::{Deserialize, Serialize};
 
 pub mod console;
 mod net;
+mod stats;
 pub use net::{DNS_MAX, HOSTNAME_MAX, MTU, NET_QUEUES_MAX, NetCounters, NetSpec};
+pub use stats::{DiskCounters, LATENCY_BUCKET_US, LATENCY_BUCKETS, Latency, Stats, VcpuCounters};
 
 /// Name of the protocol in the opening handshake.
 pub const NAME: &str = "vmsup-worker";
 /// Version of the protocol in the opening handshake.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// The most vCPUs of one VM.
 pub const CPUS_MAX: u8 = 32;
 /// The most disks of one VM.
@@ -105,7 +107,8 @@ pub enum FdRole {
     ConsoleRing,
     /// Eventfd that the worker writes when the ring has news and its reader had caught up.
     ConsoleNotify,
-    /// Read end of a pipe: what the guest gets on its serial port.
+    /// A pipe, open for reading and writing: what the guest gets on its serial port. The worker only reads; since it holds the
+    /// other end as well, the pipe never hangs up, and a supervisor that comes back gets it again ([`Request::Console`]).
     ConsoleInput,
     /// The kernel image, read only.
     Kernel,
@@ -182,10 +185,16 @@ pub enum Request {
     Start(StartSpec),
     /// Press the guest's power button. Answered by `Done`.
     PowerButton,
-    /// Is the control thread alive? Answered by `Done`.
-    Ping,
-    /// What did the network interfaces do? Answered by `NetStats`.
-    NetStats,
+    /// How far is it? Answered by `Status`, at any time.
+    Status,
+    /// Stop all vCPUs. Answered by `Done` once none of them runs; done already is done.
+    Pause,
+    /// Let the vCPUs go on. Answered by `Done`; done already is done.
+    Resume,
+    /// The console's ends, for a supervisor that comes back. Answered by `Console`.
+    Console,
+    /// What did vCPUs and devices do? Answered by `Stats`.
+    Stats,
 }
 
 impl ipc::Message for Request {
@@ -194,7 +203,12 @@ impl ipc::Message for Request {
         match self {
             Request::Start(spec) => spec.fd_roles().len(),
             Request::Offer => 1,
-            Request::PowerButton | Request::Ping | Request::NetStats => 0,
+            Request::PowerButton
+            | Request::Status
+            | Request::Pause
+            | Request::Resume
+            | Request::Console
+            | Request::Stats => 0,
         }
     }
 }
@@ -210,12 +224,30 @@ pub enum Reply {
     Failed(StartFailure),
     /// The request was carried out.
     Done,
-    /// One for each network interface, in order; at most [`NETS_MAX`].
-    NetStats(Vec<NetCounters>),
+    /// How far the worker is.
+    Status(Status),
+    /// Carries ring, notify eventfd and input pipe, in this order.
+    Console,
+    /// What vCPUs and devices did so far.
+    Stats(Box<Stats>),
 }
 
 impl ipc::Message for Reply {
-    const MAX_BYTES: usize = 12 * 1024;
+    const MAX_BYTES: usize = 32 * 1024;
+    fn fd_count(&self) -> usize {
+        if matches!(self, Reply::Console) { 3 } else { 0 }
+    }
+}
+
+/// How far a worker is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Status {
+    /// It was given no VM yet.
+    Empty,
+    /// Its vCPUs run.
+    Running,
+    /// Its vCPUs were stopped by [`Request::Pause`].
+    Paused,
 }
 
 /// Where a start's time went, µs each, as the worker's main thread saw it (the vCPUs are made beside the rest).

@@ -1,0 +1,87 @@
+//! Momentary handles: a scratch file for each VM that runs, in the runtime directory. It says what was true when it was
+//! written, and is believed only after the kernel said the same.
+//!
+//! ```text
+//! <runtime>/handles/<id>.json     written beside, synced, renamed; removed when the VM has ended
+//! ```
+
+use super::state::Intent;
+use crate::api::types::VmNet;
+use serde::{Deserialize, Serialize};
+
+/// Version of the file's form.
+pub const VERSION: u32 = 1;
+
+/// What is true of a running VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handle {
+    /// [`VERSION`].
+    pub version: u32,
+    /// `/proc/sys/kernel/random/boot_id` of the kernel that all of this is about.
+    pub boot_id: String,
+    /// What the VM is: where the database was lost, it comes back from here.
+    pub intent: Intent,
+    /// Its worker's pid.
+    pub pid: i32,
+    /// Field 22 of `/proc/PID/stat`: tells it from a later process of the same pid.
+    pub start_time: u64,
+    /// Inode of its pidfd, unique for each process of a boot, where the kernel has pidfs (Linux 6.9).
+    pub pidfd_inode: Option<u64>,
+    /// The uid that its worker runs as.
+    pub uid: u32,
+    /// Its number with the jailer: its control socket and its cgroup are named by it.
+    pub slot: u32,
+    /// It was taken from the warm pool.
+    pub warm: bool,
+    /// When its vCPUs began to run, seconds since 1970.
+    pub started_at: u64,
+    /// What netd leased to it.
+    pub nets: Vec<VmNet>,
+}
+
+/// The directory of the handle files.
+#[derive(Debug)]
+pub struct Handles {
+    dir: std::os::fd::OwnedFd,
+}
+
+impl Handles {
+    /// Of a directory that is this user's alone.
+    pub fn new(dir: std::os::fd::OwnedFd) -> Handles {
+        Handles { dir }
+    }
+
+    /// Writes a VM's handle beside, syncs it and renames it into its place. Does not hold up the other VMs.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub async fn write(&self, handle: &Handle) -> std::io::Result<()> {
+        let dir = self.dir.try_clone()?;
+        let json = serde_json::to_vec(handle).map_err(std::io::Error::other)?;
+        let name = format!("{:016x}.json", handle.intent.number);
+        tokio::task::spawn_blocking(move || replace(&dir, &name, &json)).await.map_err(std::io::Error::other)?
+    }
+
+    /// Removes the handle of a VM that has ended; there may be none.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn remove(&self, number: u64) -> std::io::Result<()> {
+        match rustix::fs::unlinkat(&self.dir, format!("{number:016x}.json"), rustix::fs::AtFlags::empty()) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn replace(dir: &std::os::fd::OwnedFd, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+    use rustix::fs::{Mode, OFlags};
+    use std::io::Write;
+    let beside = format!("{name}.new");
+    let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(dir, &beside, flags, Mode::RUSR | Mode::WUSR)?;
+    let mut file = std::fs::File::from(file);
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    Ok(rustix::fs::renameat(dir, &beside, dir, name)?)
+}

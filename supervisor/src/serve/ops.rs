@@ -1,0 +1,194 @@
+//! Operations that take time: each has a number, a stage, a way to be cancelled, and a record of how it ended.
+
+use super::state::{Change, Store};
+use crate::api::types::{ApiError, Operation, OperationKind, OperationState};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::sync::watch;
+
+/// How many operations that are over are kept.
+pub const KEPT: usize = 256;
+
+/// All operations.
+#[derive(Debug)]
+pub struct Operations {
+    inner: Mutex<Inner>,
+    store: Store,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    last: u64,
+    all: BTreeMap<u64, (Operation, watch::Sender<bool>)>,
+}
+
+/// An operation that is under way; where it is dropped without an end, it was cancelled.
+#[derive(Debug)]
+pub struct Running {
+    operations: Arc<Operations>,
+    id: u64,
+    cancel: watch::Receiver<bool>,
+    over: bool,
+}
+
+impl Operations {
+    /// Goes on behind what was kept. What was under way then was interrupted.
+    pub fn new(kept: Vec<Operation>, store: Store) -> Arc<Operations> {
+        let mut inner = Inner::default();
+        for mut operation in kept {
+            if operation.state == OperationState::Running {
+                operation.state = OperationState::Interrupted;
+                operation.ended_at_ms = Some(now_ms());
+                drop(store.write(vec![Change::Operation(operation.clone())]));
+            }
+            inner.last = inner.last.max(operation.id);
+            inner.all.insert(operation.id, (operation, watch::Sender::new(false)));
+        }
+        Arc::new(Operations { inner: Mutex::new(inner), store })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A new one.
+    pub fn begin(self: &Arc<Self>, kind: OperationKind, vm: &str, owner: u32, stage: &str) -> Running {
+        let mut inner = self.lock();
+        inner.last += 1;
+        let id = inner.last;
+        let operation = Operation {
+            id,
+            kind,
+            vm: vm.to_owned(),
+            owner,
+            state: OperationState::Running,
+            stage: stage.to_owned(),
+            percent: None,
+            begun_at_ms: now_ms(),
+            ended_at_ms: None,
+            error: None,
+        };
+        drop(self.store.write(vec![Change::Operation(operation.clone())]));
+        let sender = watch::Sender::new(false);
+        let cancel = sender.subscribe();
+        inner.all.insert(id, (operation, sender));
+        while inner.all.len() > KEPT {
+            let Some(oldest) =
+                inner.all.iter().find(|(_, (op, _))| op.state != OperationState::Running).map(|(id, _)| *id)
+            else {
+                break;
+            };
+            inner.all.remove(&oldest);
+        }
+        drop(inner);
+        Running { operations: self.clone(), id, cancel, over: false }
+    }
+
+    /// All that are kept, oldest first.
+    pub fn list(&self) -> Vec<Operation> {
+        self.lock().all.values().map(|(operation, _)| operation.clone()).collect()
+    }
+
+    /// One of them.
+    pub fn get(&self, id: u64) -> Option<Operation> {
+        self.lock().all.get(&id).map(|(operation, _)| operation.clone())
+    }
+
+    /// Asks for its end; false where it is over, or not there.
+    pub fn cancel(&self, id: u64) -> bool {
+        match self.lock().all.get(&id) {
+            Some((operation, cancel)) if operation.state == OperationState::Running => {
+                cancel.send_replace(true);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn change(&self, id: u64, durable: bool, change: impl FnOnce(&mut Operation)) {
+        if let Some((operation, _)) = self.lock().all.get_mut(&id) {
+            change(operation);
+            if durable {
+                drop(self.store.write(vec![Change::Operation(operation.clone())]));
+            }
+        }
+    }
+}
+
+impl Running {
+    /// Its number.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// What is being done now.
+    pub fn stage(&self, stage: &str, percent: Option<u8>) {
+        self.operations.change(self.id, false, |op| {
+            stage.clone_into(&mut op.stage);
+            op.percent = percent;
+        });
+    }
+
+    /// Waits until somebody wants it cancelled.
+    pub async fn cancelled(&mut self) {
+        if self.cancel.wait_for(|cancelled| *cancelled).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// It is over.
+    pub fn end(mut self, result: Result<(), ApiError>) {
+        let state = if result.is_ok() { OperationState::Done } else { OperationState::Failed };
+        self.finish(state, result.err());
+    }
+
+    fn finish(&mut self, state: OperationState, error: Option<ApiError>) {
+        self.over = true;
+        self.operations.change(self.id, true, |op| {
+            op.state = state;
+            op.error = error;
+            op.ended_at_ms = Some(now_ms());
+        });
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.over {
+            self.finish(OperationState::Cancelled, None);
+        }
+    }
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_operation_is_cancelled_or_ends_once() {
+        let operations = Operations::new(Vec::new(), Store::in_memory());
+        let mut first = operations.begin(OperationKind::Create, "a", 1, "files");
+        let second = operations.begin(OperationKind::Stop, "a", 1, "guest");
+        assert!(operations.cancel(first.id()));
+        first.cancelled().await;
+        drop(first);
+        second.end(Ok(()));
+        let states: Vec<_> = operations.list().iter().map(|op| op.state).collect();
+        assert_eq!(states, [OperationState::Cancelled, OperationState::Done]);
+        assert!(!operations.cancel(1) && !operations.cancel(77));
+    }
+
+    #[test]
+    fn what_a_dead_supervisor_was_doing_was_interrupted() {
+        let operations = Operations::new(Vec::new(), Store::in_memory());
+        let running = operations.begin(OperationKind::Create, "a", 1, "files");
+        let later = Operations::new(operations.list(), Store::in_memory());
+        assert_eq!(later.get(running.id()).unwrap().state, OperationState::Interrupted);
+        assert_eq!(later.begin(OperationKind::Stop, "a", 1, "guest").id(), running.id() + 1);
+    }
+}
