@@ -93,11 +93,13 @@ guest() {
 	echo $command >/tmp/commands
 	# What is typed is echoed; quotes tell it from what is printed.
 	printf '%s\n' "echo 'be''gin'-$command; ($*) 2>&1; echo 'en''d'-$command \$?" >&3
-	wait_for 40 grep -aq "^end-$command " /tmp/console || {
+	# A whole line: the status may come later than what stands before it.
+	wait_for 40 grep -aqE "^end-$command [0-9]+[[:space:]]*\$" /tmp/console || {
 		echo "no answer on the guest's console: $(tail -3 /tmp/console)"
 		return 125
 	}
-	tr -d '\r' </tmp/console | sed -n "/^begin-$command\$/,/^end-$command /p" | sed '1d;$d'
+	# What was typed while the prompt was being written stands behind it, or in its middle.
+	tr -d '\r' </tmp/console | sed -n "/begin-$command\$/,/^end-$command /p" | sed '1d;$d'
 	return "$(sed -n "s/^end-$command \([0-9]*\).*/\1/p" /tmp/console)"
 }
 
