@@ -12,7 +12,6 @@
 
 use crate::paths;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::runtime::Runtime;
@@ -31,11 +30,13 @@ mod host;
 mod jail;
 mod jailer;
 pub mod lifecycle;
+mod listening;
 mod memfd;
 #[cfg(test)]
 mod net_tests;
 pub(crate) mod netd;
 pub(crate) mod nets;
+mod notify;
 pub(crate) mod ops;
 mod readiness;
 pub(crate) mod refusals;
@@ -206,7 +207,8 @@ struct Ready {
     budget: budget::Budget,
     store: state::Store,
     loaded: state::Loaded,
-    listener: UnixListener,
+    listening: listening::Listening,
+    notify: notify::Notify,
     signals: OwnedFd,
 }
 
@@ -238,10 +240,11 @@ fn prepare(
     // Making the runtime takes system calls that running it does not. It has no thread yet but this one, which
     // confine() makes sure of.
     let runtime = run::runtime()?;
-    let listener = rundir.bind(socket)?;
+    let listening = listening::Listening::take(rundir, socket)?;
+    let notify = notify::Notify::of_environment();
     let netd = options.netd.clone().unwrap_or_else(paths::netd_socket);
     let netd = std::path::absolute(netd).map_err(|e| ServeError::System("naming netd's socket", e))?;
-    Ok((runtime, Ready { jailer, host, netd, budget, store, loaded, listener, signals }))
+    Ok((runtime, Ready { jailer, host, netd, budget, store, loaded, listening, notify, signals }))
 }
 
 /// Confines the process and serves.
@@ -255,7 +258,7 @@ fn confined(
         starter.detach()?;
     }
     if let Err(error) = confine::confine() {
-        let _ = std::fs::remove_file(socket);
+        ready.listening.place.withdraw();
         if let Some(starter) = starter {
             starter.failed(&error);
         }
@@ -265,7 +268,7 @@ fn confined(
         starter.ready();
     }
     tracing::info!(socket = %socket.display(), jailer = ready.jailer.facts.pid, "serving");
-    runtime.block_on(run::run(ready, socket))
+    runtime.block_on(run::run(ready))
 }
 
 /// The log goes to the file in the background, else to stderr; `VMSUP_LOG` chooses what (default: `info`).

@@ -4,6 +4,7 @@
 //! and five seconds), or when its jailer is gone and the last VM has ended: being confined it could not start another.
 
 use super::events::Events;
+use super::listening::Listening;
 use super::ops::Operations;
 use super::readiness::watch;
 use super::registry::Registry;
@@ -11,7 +12,6 @@ use super::vm::{Ask, Vm};
 use super::{Context, Jail, Netd, Ready, ServeError, netd};
 use crate::api::listen;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::process::Child;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,9 +45,9 @@ pub fn runtime() -> Result<Runtime, ServeError> {
 ///
 /// # Errors
 /// The reactor could not take the fds.
-pub async fn run(ready: Ready, socket: &Path) -> Result<(), ServeError> {
+pub async fn run(ready: Ready) -> Result<(), ServeError> {
     let system = |e| ServeError::System("registering with the reactor", e);
-    let Ready { jailer, host, netd, budget, store, loaded, listener, signals } = ready;
+    let Ready { jailer, host, netd, budget, store, loaded, listening, notify, signals } = ready;
     let super::jailer::Jailer { channel, child, ready, pidfd, facts } = jailer;
     let jail = Jail::new(channel, ready, facts, pidfd).map_err(system)?;
     let netd = Netd::new(netd, netd::DEADLINE, netd::TUN);
@@ -69,23 +69,26 @@ pub async fn run(ready: Ready, socket: &Path) -> Result<(), ServeError> {
     if let Some((child, pidfd)) = child {
         tokio::spawn(reap(child, pidfd));
     }
+    let Listening { listener, place } = listening;
     let listener = tokio::net::UnixListener::from_std(listener).map_err(system)?;
     let connections = listen::Connections::new(budget.connections);
     let accepting = tokio::spawn(listen::accept(listener, context.clone(), connections.clone()));
     let signals = watch(signals, Interest::READABLE).map_err(system)?;
+    notify.ready();
+    let notify = Arc::new(notify);
+    let (teller, living) = (notify.clone(), context.registry.living());
+    tokio::spawn(async move { teller.keep_told(living).await });
 
     tokio::select! {
         () = signalled(&signals) => {
             tracing::info!("leaving: told to by a signal");
+            notify.stopping();
             context.registry.close("this supervisor is leaving; try again in a moment");
             end_all(&context, &signals).await;
         }
         () = nothing_left(&context) => tracing::info!("leaving: the jailer is gone and no VM is left"),
     }
-    // The socket first: who finds none starts a new supervisor, which waits for our lock.
-    if let Err(error) = rustix::fs::unlink(socket) {
-        tracing::warn!(socket = %socket.display(), %error, "removing the socket");
-    }
+    place.withdraw();
     accepting.abort();
     let last = async { tokio::join!(connections.all_closed(), context.netd.settled()) };
     let _ = tokio::time::timeout(LAST_ANSWERS, last).await;
