@@ -88,7 +88,7 @@ install_programs() {
 	mkdir -p "$dir/usr/bin"
 	for program; do
 		cp -L "$(command -v "$program")" "$dir/usr/bin/"
-		ldd "$dir/usr/bin/$program" | grep -o '/[^ ]*' | while read -r file; do
+		ldd "$dir/usr/bin/${program##*/}" | grep -o '/[^ ]*' | while read -r file; do
 			mkdir -p "$dir$(dirname "$file")"
 			cp -Lu "$file" "$dir$file"
 		done
