@@ -36,6 +36,8 @@ pub enum How {
     HostDown,
     /// It is gone, and nobody could say how; or what was found in its place was not it, and why.
     Unknown(String),
+    /// Its worker ran and was not believed (what it said or handed over cannot be), and was killed for that.
+    NotBelieved(String),
 }
 
 /// A VM that was found running, and everything that its actor has of a VM that it started itself.
@@ -49,8 +51,9 @@ pub struct Found {
     pub control: Control,
     /// Its vCPUs stand still because its owner paused it.
     pub paused: bool,
-    /// Its console, with the history that its worker kept.
-    pub console: Arc<Console>,
+    /// Its console, with the history that its worker kept. None where its worker hangs: it is asked again
+    /// ([`Control::console`], [`Console::adopted`]) when it answers.
+    pub console: Option<Arc<Console>>,
     /// Its network interfaces: what is shown, and the leases. Nothing for the worker, which has it.
     pub nets: Interfaces,
     /// When its vCPUs began to run, seconds since 1970.

@@ -16,9 +16,10 @@
 use super::memfd;
 use super::readiness::watch;
 use rustix::event::EventfdFlags;
+use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::pipe::PipeFlags;
-use std::io::Result;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{Error, Result};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -37,8 +38,8 @@ const BURST: u32 = 16;
 pub struct Console {
     ring: OwnedFd,
     notify: OwnedFd,
-    /// Write end of the guest's input. Kept open also where nobody may write: a pipe without a writer would look to
-    /// the worker like a client that hung up.
+    /// Write end of the guest's input. An open file of its own, for writing only: where the worker is gone, so is the last
+    /// reader, and a write says so.
     input: OwnedFd,
     /// Someone writes, or nobody may.
     input_taken: AtomicBool,
@@ -54,7 +55,7 @@ pub struct WorkerEnds {
     pub ring: OwnedFd,
     /// The eventfd.
     pub notify: OwnedFd,
-    /// Read end of the input pipe.
+    /// The input pipe, open for reading and writing: it never hangs up, so that a guest outlives its supervisor's end.
     pub input: OwnedFd,
 }
 
@@ -67,16 +68,43 @@ impl Console {
         let ring = memfd::sealed("vmsup-console", RING_BYTES)?;
         let notify = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        let ends = WorkerEnds { ring: ring.try_clone()?, notify: notify.try_clone()?, input: read };
-        let console = Console {
+        let both = open_again(&read, OFlags::RDWR)?;
+        let ends = WorkerEnds { ring: ring.try_clone()?, notify: notify.try_clone()?, input: both };
+        Ok((Console::of(ring, notify, write, with_input), ends))
+    }
+
+    /// Takes a VM's console over from its worker: ring, eventfd and input pipe, which are an allegation. None of them may be
+    /// one that makes us wait, or that shrinks under us; that the worker writes nonsense into them it could before.
+    ///
+    /// # Errors
+    /// What is wrong with them; out of fds.
+    pub fn adopted([ring, notify, input]: [OwnedFd; 3], with_input: bool) -> Result<Arc<Console>> {
+        let not = |what: &str| Err(Error::other(format!("what it gave as {what}")));
+        if !memfd::is_sealed(&ring, RING_BYTES) || !open_for(&ring, OFlags::RDWR)? {
+            return not("its console's ring is no sealed memfd of that size");
+        }
+        // A read of one that is not non-blocking would hold up everybody.
+        let flags = rustix::fs::fcntl_getfl(&notify)?;
+        if !is_eventfd(&notify)? || !flags.contains(OFlags::NONBLOCK) {
+            return not("its console's signal is no non-blocking eventfd");
+        }
+        if FileType::from_raw_mode(rustix::fs::fstat(&input)?.st_mode) != FileType::Fifo {
+            return not("its console's input is no pipe");
+        }
+        // Ours alone, so that the worker cannot make it blocking.
+        let input = open_again(&input, OFlags::WRONLY)?;
+        Ok(Console::of(ring, notify, input, with_input))
+    }
+
+    fn of(ring: OwnedFd, notify: OwnedFd, input: OwnedFd, with_input: bool) -> Arc<Console> {
+        Arc::new(Console {
             ring,
             notify,
-            input: write,
+            input,
             input_taken: AtomicBool::new(!with_input),
             news: watch::Sender::new(0),
             pumping: Mutex::new(false),
-        };
-        Ok((Arc::new(console), ends))
+        })
     }
 
     /// Bytes that the guest ever wrote, as the worker says.
@@ -180,6 +208,22 @@ impl Console {
         *pumping = self.news.receiver_count() > 0;
         !*pumping
     }
+}
+
+/// Another open file of the same pipe, non-blocking.
+fn open_again(pipe: &OwnedFd, access: OFlags) -> Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", pipe.as_raw_fd());
+    Ok(rustix::fs::openat(CWD, path, access | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+fn open_for(fd: &OwnedFd, access: OFlags) -> Result<bool> {
+    Ok(rustix::fs::fcntl_getfl(fd)? & OFlags::RWMODE == access)
+}
+
+/// True for an eventfd, whose fdinfo alone has that line (proc_pid_fdinfo(5)).
+fn is_eventfd(fd: &OwnedFd) -> Result<bool> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+    Ok(info.lines().any(|line| line.starts_with("eventfd-count:")))
 }
 
 /// A bucket of [`BURST`] rounds that fills by one each [`PACE`].

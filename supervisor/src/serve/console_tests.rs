@@ -171,3 +171,64 @@ async fn input_to_a_dead_worker_is_an_error_and_no_signal() {
     drop(ends);
     assert!(input.write(b"x").await.is_err());
 }
+
+/// What a worker hands back: copies of what it got.
+fn handed_back(ends: &WorkerEnds) -> [OwnedFd; 3] {
+    [&ends.ring, &ends.notify, &ends.input].map(|fd| fd.try_clone().unwrap())
+}
+
+#[tokio::test]
+async fn a_console_that_is_taken_over_has_its_past_and_goes_on() {
+    let (first, ends) = Console::new(true).unwrap();
+    print(&ends.ring, &ends.notify, b"past ");
+    first.take_input().unwrap().write(b"typed before").await.unwrap();
+    drop(first);
+    let console = Console::adopted(handed_back(&ends), true).unwrap();
+    let mut reader = console.reader(true);
+    assert_eq!(read(&mut reader, 5).await, b"past ");
+    settled(&console).await;
+    assert!(print(&ends.ring, &ends.notify, b"present"), "somebody reads, and is to be told");
+    assert_eq!(read(&mut reader, 7).await, b"present");
+    console.take_input().unwrap().write(b", and after").await.unwrap();
+    let mut typed = [0; 64];
+    let bytes = rustix::io::read(&ends.input, &mut typed).unwrap();
+    assert_eq!(&typed[..bytes], b"typed before, and after");
+}
+
+#[tokio::test]
+async fn the_guests_input_never_hangs_up_and_a_worker_that_is_gone_is_noticed() {
+    let (console, ends) = Console::new(true).unwrap();
+    drop(console);
+    assert_eq!(rustix::io::read(&ends.input, &mut [0; 1]), Err(rustix::io::Errno::AGAIN), "nobody else has it open");
+    let console = Console::adopted(handed_back(&ends), true).unwrap();
+    drop(ends);
+    let error = console.take_input().unwrap().write(b"x").await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
+}
+
+#[tokio::test]
+async fn ends_that_a_console_cannot_have_are_not_taken() {
+    let (_console, ends) = Console::new(true).unwrap();
+    let null = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+    let blocking = || rustix::event::eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    let read_only = || {
+        let path = format!("/proc/self/fd/{}", ends.ring.as_raw_fd());
+        OwnedFd::from(std::fs::File::open(path).unwrap())
+    };
+    let short = || memfd::sealed("short", RING_BYTES - 4096).unwrap();
+    let lies: [(usize, OwnedFd); 7] = [
+        (0, null()),
+        (0, short()),
+        (0, read_only()),
+        (1, null()),
+        (1, blocking()),
+        (1, ends.ring.try_clone().unwrap()),
+        (2, null()),
+    ];
+    for (n, (place, lie)) in lies.into_iter().enumerate() {
+        let mut fds = handed_back(&ends);
+        fds[place] = lie;
+        assert!(Console::adopted(fds, true).is_err(), "{n}");
+    }
+    Console::adopted(handed_back(&ends), true).unwrap();
+}

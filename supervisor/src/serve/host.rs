@@ -28,6 +28,8 @@ pub struct Host {
     pub memory_mib: u64,
     /// The supervisor's uid.
     pub uid: u32,
+    /// Which boot of the kernel this is: what handles say of processes holds for one boot only.
+    pub boot_id: String,
     /// Ids of VMs are counted from here.
     pub first_id: u64,
 }
@@ -71,6 +73,7 @@ impl Host {
             workers: rundir.workers.try_clone().map_err(system("copying an fd"))?,
             memory_mib: memory_mib().map_err(system("reading /proc/meminfo"))?,
             uid: rustix::process::geteuid().as_raw(),
+            boot_id: boot_id().map_err(system("reading the kernel's boot id"))?,
             first_id: u64::from_le_bytes(random),
         })
     }
@@ -90,6 +93,11 @@ fn open_kvm(path: &str) -> Result<OwnedFd, ServeError> {
             e => format!("{path} cannot be opened: {e}"),
         })
     })
+}
+
+/// A random UUID, made by the kernel once for each boot.
+fn boot_id() -> std::io::Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
 /// MemTotal.
@@ -117,6 +125,13 @@ mod tests {
             assert!(guest.len() < 64 << 10, "{} bytes", guest.len());
         }
         assert_ne!(HELLO, NET);
+    }
+
+    #[test]
+    fn the_boot_has_an_id_that_stays() {
+        let id = boot_id().unwrap();
+        assert_eq!(id.len(), 36, "{id}");
+        assert_eq!(boot_id().unwrap(), id);
     }
 
     #[test]

@@ -23,6 +23,14 @@ pub fn sealed(name: &str, size: u64) -> Result<OwnedFd, Errno> {
     Ok(memfd)
 }
 
+/// True for a memfd as [`sealed`] makes it: of that size, for ever, and writable for ever.
+pub fn is_sealed(fd: &OwnedFd, size: u64) -> bool {
+    let all = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    let none = SealFlags::WRITE | SealFlags::FUTURE_WRITE;
+    rustix::fs::fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(all) && !seals.intersects(none))
+        && rustix::fs::fstat(fd).is_ok_and(|stat| u64::try_from(stat.st_size) == Ok(size))
+}
+
 /// A memfd that holds `bytes` and can never be changed.
 ///
 /// # Errors
@@ -58,6 +66,23 @@ mod tests {
         assert_eq!(rustix::fs::ftruncate(&ram, 16384), Err(Errno::PERM));
         assert_eq!(rustix::fs::fcntl_add_seals(&ram, SealFlags::WRITE), Err(Errno::PERM));
         assert_eq!(rustix::io::pwrite(&ram, b"x", 0), Ok(1));
+        assert!(is_sealed(&ram, 8192) && !is_sealed(&ram, 4096));
+    }
+
+    #[test]
+    fn a_memfd_that_could_still_change_its_size_or_lose_its_writers_is_not_sealed() {
+        let seals = |add| {
+            let memfd = create("test").unwrap();
+            rustix::fs::ftruncate(&memfd, 4096).unwrap();
+            rustix::fs::fcntl_add_seals(&memfd, add).unwrap();
+            memfd
+        };
+        let (shrink, grow, seal) = (SealFlags::SHRINK, SealFlags::GROW, SealFlags::SEAL);
+        assert!(is_sealed(&seals(shrink | grow | seal), 4096));
+        for wrong in [shrink | grow, shrink | seal, grow | seal, shrink | grow | seal | SealFlags::FUTURE_WRITE] {
+            assert!(!is_sealed(&seals(wrong), 4096), "{wrong:?}");
+        }
+        assert!(!is_sealed(&std::fs::File::open("/proc/self/exe").unwrap().into(), 4096));
     }
 
     #[test]

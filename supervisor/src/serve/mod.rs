@@ -160,6 +160,8 @@ pub struct Context {
     pub(crate) netd: Arc<Netd>,
     /// What the VMs are, on disk.
     pub(crate) store: state::Store,
+    /// What they run as, beside it.
+    pub(crate) handles: handle::Handles,
     /// What happened.
     pub(crate) events: Arc<events::Events>,
     /// What is being done.
@@ -207,6 +209,7 @@ struct Ready {
     budget: budget::Budget,
     store: state::Store,
     loaded: state::Loaded,
+    handles: handle::Handles,
     listening: listening::Listening,
     notify: notify::Notify,
     signals: OwnedFd,
@@ -223,6 +226,8 @@ fn prepare(
     let host = Host::open(rundir)?;
     let state_dir = options.state_dir.clone().unwrap_or_else(|| paths::state_dir(options.runtime_dir.as_deref()));
     let (store, loaded) = state::Store::open(&state_dir)?;
+    let handles = rundir.handles.try_clone().map_err(|e| ServeError::System("copying an fd", e))?;
+    let handles = handle::Handles::new(handles);
     let jailer = match &options.jailer_socket {
         Some(socket) => jailer::connect(socket, rundir)?,
         None => jailer::start(&jailer::JailerOptions {
@@ -244,7 +249,7 @@ fn prepare(
     let notify = notify::Notify::of_environment();
     let netd = options.netd.clone().unwrap_or_else(paths::netd_socket);
     let netd = std::path::absolute(netd).map_err(|e| ServeError::System("naming netd's socket", e))?;
-    Ok((runtime, Ready { jailer, host, netd, budget, store, loaded, listening, notify, signals }))
+    Ok((runtime, Ready { jailer, host, netd, budget, store, loaded, handles, listening, notify, signals }))
 }
 
 /// Confines the process and serves.

@@ -47,9 +47,9 @@ pub fn runtime() -> Result<Runtime, ServeError> {
 /// The reactor could not take the fds.
 pub async fn run(ready: Ready) -> Result<(), ServeError> {
     let system = |e| ServeError::System("registering with the reactor", e);
-    let Ready { jailer, host, netd, budget, store, loaded, listening, notify, signals } = ready;
+    let Ready { jailer, host, netd, budget, store, loaded, handles, listening, notify, signals } = ready;
     let super::jailer::Jailer { channel, child, ready, pidfd, facts } = jailer;
-    let jail = Jail::new(channel, ready, facts, pidfd).map_err(system)?;
+    let (jail, _) = Jail::new(channel, ready, facts, pidfd, Default::default()).map_err(system)?;
     let netd = Netd::new(netd, netd::DEADLINE, netd::TUN);
     let registry = Registry::new(host.first_id, &budget);
     let starts = Arc::new(Semaphore::new(budget.starts));
@@ -60,6 +60,7 @@ pub async fn run(ready: Ready) -> Result<(), ServeError> {
         jail,
         netd,
         store,
+        handles,
         events,
         operations,
         registry,

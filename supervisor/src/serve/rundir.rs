@@ -1,11 +1,11 @@
-//! The runtime directory: made, checked, locked, and cleaned of what a dead predecessor left.
+//! The runtime directory: made, checked, locked.
 //!
 //! Runs in the supervisor before it confines itself. The directory is the supervisor's only authentication towards
 //! its workers (their sockets are in it), so it belongs to this user alone or is refused.
 
 use super::ServeError;
 use crate::paths;
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 /// Directory of the workers' sockets, in the runtime directory. The jailer binds in it, as its working directory.
 const WORKERS: &str = "workers";
+/// Directory of the VMs' handles ([`super::handle`]), in the runtime directory.
+const HANDLES: &str = "handles";
 /// Whoever holds the lock on this file is the supervisor of the directory.
 const LOCK: &str = "lock";
 /// How long a supervisor that is leaving may hold the lock after its socket is gone.
@@ -27,6 +29,11 @@ pub struct RunDir {
     pub path: PathBuf,
     /// The directory of the workers' sockets.
     pub workers: OwnedFd,
+    /// The directory of the VMs' handles.
+    pub handles: OwnedFd,
+    /// There was no directory of handles: whatever ran here before did so before the host was started anew, or before
+    /// somebody removed all of this.
+    pub new: bool,
     /// Held until the process ends.
     _lock: OwnedFd,
 }
@@ -37,14 +44,14 @@ impl RunDir {
     /// # Errors
     /// A directory that is not this user's alone; a supervisor that serves it already.
     pub fn take(path: &Path, socket: &Path) -> Result<RunDir, ServeError> {
-        let dir = own_dir(rustix::fs::CWD, path.as_os_str().as_bytes(), path)?;
+        let (dir, _) = own_dir(rustix::fs::CWD, path.as_os_str().as_bytes(), path)?;
         let flags = OFlags::CREATE | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let lock = rustix::fs::openat(&dir, LOCK, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|e| ServeError::path("opening the lock", &path.join(LOCK), e))?;
         take_lock(&lock, path, socket)?;
-        let workers = own_dir(dir.as_fd(), WORKERS.as_bytes(), &path.join(WORKERS))?;
-        remove_leftovers(&workers, &path.join(WORKERS))?;
-        Ok(RunDir { path: path.to_owned(), workers, _lock: lock })
+        let (workers, _) = own_dir(dir.as_fd(), WORKERS.as_bytes(), &path.join(WORKERS))?;
+        let (handles, new) = own_dir(dir.as_fd(), HANDLES.as_bytes(), &path.join(HANDLES))?;
+        Ok(RunDir { path: path.to_owned(), workers, handles, new, _lock: lock })
     }
 
     /// The jailer's working directory.
@@ -75,12 +82,13 @@ impl RunDir {
 }
 
 /// Opens the directory `name` in `parent`, made where it is not there: a directory, no symbolic link, of this user,
-/// with no right for anybody else.
-fn own_dir(parent: impl AsFd, name: &[u8], shown: &Path) -> Result<OwnedFd, ServeError> {
-    match rustix::fs::mkdirat(&parent, name, Mode::RWXU) {
-        Ok(()) | Err(Errno::EXIST) => {}
+/// with no right for anybody else. Says whether it was made.
+fn own_dir(parent: impl AsFd, name: &[u8], shown: &Path) -> Result<(OwnedFd, bool), ServeError> {
+    let made = match rustix::fs::mkdirat(&parent, name, Mode::RWXU) {
+        Ok(()) => true,
+        Err(Errno::EXIST) => false,
         Err(e) => return Err(ServeError::path("making the directory", shown, e)),
-    }
+    };
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
     let dir = rustix::fs::openat(&parent, name, flags, Mode::empty()).map_err(|e| match e {
         Errno::NOTDIR | Errno::LOOP => foreign(shown, "is no directory".into()),
@@ -95,7 +103,7 @@ fn own_dir(parent: impl AsFd, name: &[u8], shown: &Path) -> Result<OwnedFd, Serv
         let mode = stat.st_mode & 0o777;
         return Err(foreign(shown, format!("is open to others (mode {mode:o})")));
     }
-    Ok(dir)
+    Ok((dir, made))
 }
 
 fn foreign(path: &Path, why: String) -> ServeError {
@@ -116,22 +124,6 @@ fn take_lock(lock: &OwnedFd, dir: &Path, socket: &Path) -> Result<(), ServeError
             Err(e) => return Err(ServeError::path("locking", &dir.join(LOCK), e)),
         }
     }
-}
-
-/// Removes the sockets of workers whose jailer is dead: we have the lock, so there is none that uses them.
-fn remove_leftovers(workers: &OwnedFd, shown: &Path) -> Result<(), ServeError> {
-    let failed = |e| ServeError::path("cleaning", shown, e);
-    for entry in rustix::fs::Dir::read_from(workers).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let name = entry.file_name().to_bytes();
-        if name.starts_with(b"w") && name.ends_with(b".sock") {
-            match rustix::fs::unlinkat(workers, entry.file_name(), AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(e) => return Err(failed(e)),
-            }
-        }
-    }
-    Ok(())
 }
 
 /// The runtime directory that the options and the environment name.
@@ -175,16 +167,20 @@ mod tests {
     }
 
     #[test]
-    fn what_a_dead_predecessor_left_is_removed() {
+    fn what_a_dead_predecessor_left_stays_but_for_its_socket() {
         let temp = TempDir::new();
         let dir = temp.path().join("run");
         let socket = dir.join(paths::API_SOCKET);
         let first = take(&dir).unwrap();
+        assert!(first.new);
         drop(first.bind(&socket).unwrap());
-        drop(UnixListener::bind(dir.join("workers/w7.sock")).unwrap());
+        // A worker that lives on, and what it runs as.
+        let kept = ["workers/w7.sock", "handles/0000000000000001.json"].map(|name| dir.join(name));
+        drop(UnixListener::bind(&kept[0]).unwrap());
+        std::fs::write(&kept[1], "{}").unwrap();
         drop(first);
         let second = take(&dir).unwrap();
-        assert!(!dir.join("workers/w7.sock").exists());
+        assert!(!second.new && kept.iter().all(|path| path.exists()));
         second.bind(&socket).unwrap();
     }
 

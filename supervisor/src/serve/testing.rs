@@ -239,7 +239,7 @@ impl Bench {
         };
         let pidfd = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).unwrap();
         let ready = ours.as_fd().try_clone_to_owned().unwrap();
-        let jail = Jail::new(ours, ready, facts, pidfd).unwrap();
+        let (jail, _) = Jail::new(ours, ready, facts, pidfd, Default::default()).unwrap();
         let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
         let host = Host {
             kvm: std::fs::File::open("/dev/null").unwrap().into(),
@@ -251,6 +251,7 @@ impl Bench {
             workers: rustix::fs::open(dir.path(), flags, rustix::fs::Mode::empty()).unwrap(),
             memory_mib: 4096,
             uid: rustix::process::geteuid().as_raw(),
+            boot_id: "b00t".into(),
             first_id: 0x1000,
         };
         let netd = Netd::new(dir.path().join("netd.sock"), answer, netd::NULL);
@@ -258,7 +259,11 @@ impl Bench {
         let starts = Arc::new(tokio::sync::Semaphore::new(PLACES as usize));
         let store = state::Store::in_memory();
         let (events, operations) = (Events::new(Vec::new(), store.clone()), Operations::new(Vec::new(), store.clone()));
-        let context = Arc::new(Context { host, jail, netd, store, events, operations, registry, deadlines, starts });
+        std::fs::create_dir(dir.path().join("handles")).unwrap();
+        let handles = rustix::fs::open(dir.path().join("handles"), flags, rustix::fs::Mode::empty()).unwrap();
+        let handles = super::handle::Handles::new(handles);
+        let context =
+            Arc::new(Context { host, jail, netd, store, handles, events, operations, registry, deadlines, starts });
         Bench { context, vms, act, jailer, slots, dir }
     }
 

@@ -275,7 +275,7 @@ async fn running_vms_outlive_the_jailer_and_new_ones_are_refused_with_a_sentence
     assert_eq!(a.summary().state, VmState::Running);
     let error = create(&bench, "c").await.unwrap_err();
     assert_eq!(error.code, ErrorCode::Unavailable);
-    assert!(error.message.contains("the jailer is gone") && error.message.contains("stop your VMs"), "{error:?}");
+    assert!(error.message.contains("the jailer is gone") && error.message.contains("your VMs go on"), "{error:?}");
     // Nobody is left to say how it ended; that it ended is still seen, and a kill still works.
     fake.exit(exit::SHUTDOWN);
     a.until_ended().await;

@@ -9,10 +9,10 @@ use ipc::Channel;
 use jail_spec::Worker;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 use tokio::sync::Mutex;
-use worker_api::{NAME, Offer, Reply, Request, StartFailure, StartSpec, Stats, Timings, VERSION};
+use worker_api::{NAME, Offer, Reply, Request, StartFailure, StartSpec, Stats, Status, Timings, VERSION};
 
 /// The most replies that a worker may owe: one that answers nothing is not asked for ever.
 const OWED_MAX: u32 = 8;
@@ -106,7 +106,7 @@ impl Control {
     /// # Errors
     /// [`ControlError::Failed`] where it says that it cannot, else the channel's.
     pub async fn start(&self, spec: StartSpec, fds: &[BorrowedFd<'_>]) -> Result<Timings, ControlError> {
-        match self.ask(&Request::Start(spec), fds).await? {
+        match self.ask(&Request::Start(spec), fds).await?.0 {
             Reply::Started(timings) => Ok(timings),
             Reply::Failed(failure) => Err(ControlError::Failed(failure)),
             _ => Err(ControlError::Confused),
@@ -119,7 +119,7 @@ impl Control {
     /// # Errors
     /// The channel's.
     pub async fn offer(&self, kvm: BorrowedFd<'_>) -> Result<Offer, ControlError> {
-        match self.ask(&Request::Offer, &[kvm]).await? {
+        match self.ask(&Request::Offer, &[kvm]).await?.0 {
             Reply::Offer(offer) if offer.check().is_ok() => Ok(offer),
             _ => Err(ControlError::Confused),
         }
@@ -130,8 +130,44 @@ impl Control {
     /// # Errors
     /// The channel's.
     pub async fn press_power_button(&self) -> Result<(), ControlError> {
-        match self.ask(&Request::PowerButton, &[]).await? {
-            Reply::Done => Ok(()),
+        done(self.ask(&Request::PowerButton, &[]).await?.0)
+    }
+
+    /// Asks how far it is, and by that whether it answers at all.
+    ///
+    /// # Errors
+    /// [`ControlError::Silent`] where there is no answer until the deadline, else the channel's.
+    pub async fn status(&self, deadline: Duration) -> Result<Status, ControlError> {
+        match self.ask_until(deadline, &Request::Status).await?.0 {
+            Reply::Status(status) => Ok(status),
+            _ => Err(ControlError::Confused),
+        }
+    }
+
+    /// Has all vCPUs stand still.
+    ///
+    /// # Errors
+    /// As [`Control::status`].
+    pub async fn pause(&self, deadline: Duration) -> Result<(), ControlError> {
+        done(self.ask_until(deadline, &Request::Pause).await?.0)
+    }
+
+    /// Has the vCPUs go on.
+    ///
+    /// # Errors
+    /// As [`Control::status`].
+    pub async fn resume(&self, deadline: Duration) -> Result<(), ControlError> {
+        done(self.ask_until(deadline, &Request::Resume).await?.0)
+    }
+
+    /// Asks for the ends of the VM's console: ring, notify eventfd and input pipe, or so the worker says. What they are
+    /// [`super::console::Console::adopted`] looks at.
+    ///
+    /// # Errors
+    /// As [`Control::status`].
+    pub async fn console(&self, deadline: Duration) -> Result<[OwnedFd; 3], ControlError> {
+        match self.ask_until(deadline, &Request::Console).await? {
+            (Reply::Console, fds) => fds.try_into().map_err(|_| ControlError::Confused),
             _ => Err(ControlError::Confused),
         }
     }
@@ -139,18 +175,21 @@ impl Control {
     /// Asks what vCPUs and devices did: bounded, and allegations all of it.
     ///
     /// # Errors
-    /// [`ControlError::Silent`] where there is no answer until the deadline, else the channel's.
+    /// As [`Control::status`].
     pub async fn stats(&self, deadline: Duration) -> Result<Stats, ControlError> {
-        let answer = tokio::time::timeout(deadline, self.ask(&Request::Stats, &[])).await;
-        match answer.map_err(|_| ControlError::Silent)?? {
+        match self.ask_until(deadline, &Request::Stats).await?.0 {
             Reply::Stats(counted) if counted.check().is_ok() => Ok(*counted),
             _ => Err(ControlError::Confused),
         }
     }
 
+    async fn ask_until(&self, deadline: Duration, request: &Request) -> Result<(Reply, Vec<OwnedFd>), ControlError> {
+        tokio::time::timeout(deadline, self.ask(request, &[])).await.map_err(|_| ControlError::Silent)?
+    }
+
     /// Sends a request, behind our header where it is the first, and takes the answer. One after the other; where somebody
     /// gave up waiting, the next one first takes what came for them.
-    async fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Reply, ControlError> {
+    async fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(Reply, Vec<OwnedFd>), ControlError> {
         let mut turn = self.turn.lock().await;
         if turn.owed >= OWED_MAX {
             return Err(ControlError::Silent);
@@ -165,11 +204,15 @@ impl Control {
             turn.met = true;
         }
         loop {
-            let (reply, _) = receive(&self.channel, Channel::receive).await?;
+            let answer = receive(&self.channel, Channel::receive).await?;
             turn.owed -= 1;
             if turn.owed == 0 {
-                return Ok(reply);
+                return Ok(answer);
             }
         }
     }
+}
+
+fn done(reply: Reply) -> Result<(), ControlError> {
+    if reply == Reply::Done { Ok(()) } else { Err(ControlError::Confused) }
 }

@@ -145,6 +145,11 @@ impl Netd {
         }
     }
 
+    /// A lease that an earlier supervisor got, for a VM that lives.
+    pub fn adopt(self: &Arc<Self>, id: LeaseId) -> Lease {
+        Lease { id, netd: self.clone() }
+    }
+
     /// The networks that this supervisor's user may use.
     ///
     /// # Errors
