@@ -3,6 +3,7 @@
 
 pub mod api;
 pub mod paths;
+pub mod reconcile;
 pub mod serve;
 pub mod spec;
 pub mod vmjson;

@@ -67,7 +67,16 @@ impl SpecFile {
     /// # Errors
     /// The first thing that is wrong.
     pub fn load(path: &Path) -> Result<Self, InputError> {
-        let file = check::escaped_path(path);
+        SpecFile::load_as(path, path, true)
+    }
+
+    /// The same under another name for the messages. The files that it names are looked at only with `host`: the supervisor
+    /// opens them itself, when it needs them.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn load_as(path: &Path, shown: &Path, host: bool) -> Result<Self, InputError> {
+        let file = check::escaped_path(shown);
         let text = read::bounded(path).map_err(|message| InputError {
             file: file.clone(),
             position: None,
@@ -80,7 +89,9 @@ impl SpecFile {
         let base = base.map_err(|message| InputError { file: file.clone(), position: None, field: None, message })?;
         resolve(&mut spec, &base);
         check::check(&spec).map_err(wrong)?;
-        files::check_host(&spec).map_err(wrong)?;
+        if host {
+            files::check_host(&spec).map_err(wrong)?;
+        }
         Ok(SpecFile { spec, file, text })
     }
 
