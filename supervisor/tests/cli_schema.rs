@@ -14,7 +14,8 @@ fn fits(text: &str) -> bool {
 
 fn examples() -> Vec<(PathBuf, String)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
-    let files = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
+    let files = [folder.clone(), folder.join("fleet")].into_iter().flat_map(|f| std::fs::read_dir(f).unwrap());
+    let files = files.map(|e| e.unwrap().path());
     files
         .filter(|p| p.extension().is_some_and(|e| e == "json"))
         .map(|p| (p.clone(), std::fs::read_to_string(p).unwrap()))

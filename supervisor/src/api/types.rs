@@ -379,6 +379,10 @@ pub enum EventKind {
     JailerLost,
     /// Something is wrong with the supervisor's own state.
     StateTrouble,
+    /// VMs were made what a watched directory says, or some could not be.
+    SourceApplied,
+    /// Nothing was changed: a watched directory or one of its files cannot be read.
+    SourceTrouble,
     /// Events before this one are no longer kept.
     Lost,
 }

@@ -126,6 +126,26 @@ pub enum Command {
         #[command(flatten)]
         json: Json,
     },
+    /// Make VMs be what files say: create, start, update, and with --prune remove.
+    ///
+    /// A directory stands for all of its *.json. Every file is read and checked before anything is done: where one is wrong,
+    /// nothing is. A VM whose file has changed is updated, without its guest noticing where that is possible, else it is
+    /// stopped and started; one that rests is started. A VM belongs to the directory (or file) that it came from: only the
+    /// same one changes or removes it.
+    ///
+    /// Exit status: 0 when every VM is as it is wanted, 1 when some could not be made so, 2 when nothing was done because
+    /// something is wrong with what was given.
+    #[command(after_help = "Examples:
+  vmsup apply vms/                  all *.json in vms/
+  vmsup apply --prune vms/          and remove the VMs whose files are gone from it
+  vmsup apply --dry-run vms/        only say what would be done")]
+    Apply(Apply),
+    /// Show what `vmsup apply` would do, and the fields that differ.
+    ///
+    /// Exit status: 0 when nothing differs, 1 when something does, 2 when that could not be told or apply would be refused
+    /// something.
+    #[command(after_help = "Example:\n  vmsup diff --prune vms/")]
+    Diff(Diff),
     /// End a VM at once, as if its power was cut.
     Kill {
         #[command(flatten)]
@@ -242,6 +262,48 @@ pub enum Net {
         #[command(flatten)]
         json: Json,
     },
+}
+
+/// What files want, and how far that goes.
+#[derive(Debug, Args)]
+pub struct Wish {
+    /// Directories of VMs' files, and files.
+    #[arg(required = true, value_name = "DIR|FILE", value_hint = ValueHint::AnyPath)]
+    pub paths: Vec<PathBuf>,
+    /// Remove the VMs that came from the same directory or file and are no longer in it.
+    #[arg(long)]
+    pub prune: bool,
+    /// Let --prune remove all VMs of a directory in which no file is left. Otherwise that is taken for a mistake: a file
+    /// system that is not mounted looks like an empty directory.
+    #[arg(long, requires = "prune")]
+    pub allow_empty: bool,
+    /// Take over VMs of the same names that were started by hand, or came from somewhere else.
+    #[arg(long)]
+    pub adopt: bool,
+}
+
+/// Options of `apply`.
+#[derive(Debug, Args)]
+pub struct Apply {
+    #[command(flatten)]
+    pub wish: Wish,
+    /// Only say what would be done.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Seconds between power button and kill, for VMs that have to be stopped.
+    #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = seconds)]
+    pub timeout: u32,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// Options of `diff`.
+#[derive(Debug, Args)]
+pub struct Diff {
+    #[command(flatten)]
+    pub wish: Wish,
+    #[command(flatten)]
+    pub json: Json,
 }
 
 /// Options of `serve`.

@@ -4,9 +4,11 @@
 //! owner it checks) and, through it, guests: what they say is made harmless before a terminal sees it, but for the raw
 //! console that the user attached to.
 
+mod apply;
 mod args;
 mod background;
 mod client;
+mod diff;
 mod doctor;
 mod documents;
 mod failure;
@@ -53,6 +55,8 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Logs { vm, follow, raw } => vms::logs(&client, &vm.vm, follow, raw),
         Command::Stop { vm, timeout, json } => vms::end(&client, &vm.vm, vms::How::Stop(timeout), json.json),
         Command::Kill { vm, json } => vms::end(&client, &vm.vm, vms::How::Kill, json.json),
+        Command::Apply(args) => apply::apply(&client, &args),
+        Command::Diff(args) => diff::diff(&client, &args),
         Command::Rm { vm, force } => vms::rm(&client, &vm.vm, force),
         Command::Wait { vm, json } => vms::end(&client, &vm.vm, vms::How::Wait, json.json),
         Command::Net { what: Net::Ls { json } } => net::ls(&client, json.json),

@@ -33,11 +33,15 @@ pub fn create(mut api: Api, file: &SpecFile, rm: bool) -> Result<(Api, VmInfo), 
     };
     api.ask("POST", "/v1/vms", Some(&request))?;
     let info: VmInfo = api.answer().map_err(located)?;
-    // Only best-effort limits can be left unheld; whoever wrote them down should know.
+    note_limits(&info);
+    Ok((api, info))
+}
+
+/// Says where limits are not held. Only best-effort ones can be left so; whoever wrote them down should know.
+pub fn note_limits(info: &VmInfo) {
     if let Some(reason) = info.worker.as_ref().and_then(|worker| worker.limits.strip_prefix("not held: ")) {
         notice(&format!("the limits of {} are not held: {reason}", info.summary.name));
     }
-    Ok((api, info))
 }
 
 /// `vmsup ls`.

@@ -34,6 +34,7 @@ pub fn there(name: &str, version: u16, source: Option<&str>) -> There {
         generation: 1,
         source: source.map(str::to_owned),
         rests: false,
+        ended: false,
     }
 }
 
@@ -69,7 +70,7 @@ impl World {
         self.ids += 1;
         let (name, id) = (spec.name.clone(), format!("{:016x}", self.ids));
         let source = source.map(str::to_owned);
-        let vm = There { name: name.clone(), id, hash: hash::of(&spec), generation: 1, source, rests };
+        let vm = There { name: name.clone(), id, hash: hash::of(&spec), generation: 1, source, rests, ended: rests };
         self.vms.insert(name, (vm, spec));
     }
 
@@ -108,7 +109,7 @@ impl World {
                 vm.rests = false;
                 Answer::Done
             }
-            Call::Look => Answer::Seen { vm: vm.clone(), ended: vm.rests },
+            Call::Look => Answer::Seen(There { ended: vm.rests, ..vm.clone() }),
             Call::Stop => {
                 vm.rests = true;
                 Answer::Done
@@ -181,7 +182,7 @@ fn scope<'a>(random: &mut Random, sources: &'a [String]) -> Scope<'a> {
 fn cases(mut check: impl FnMut(u64, World, Vec<Wanted>, Scope<'_>, &mut Random)) {
     let sources = ["/s".to_owned()];
     for seed in 1..2000 {
-        let mut random = Random(seed * 0x9e37_79b9_7f4a_7c15);
+        let mut random = Random(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
         random.below(1);
         let (world, files) = case(&mut random);
         let scope = scope(&mut random, &sources);

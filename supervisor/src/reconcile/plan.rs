@@ -35,17 +35,21 @@ pub struct There {
     pub source: Option<String>,
     /// It does not run, and nobody is about to start it.
     pub rests: bool,
+    /// Nothing of it runs: it can be removed.
+    pub ended: bool,
 }
 
 impl From<&VmSummary> for There {
     fn from(vm: &VmSummary) -> Self {
+        let ended = matches!(vm.state, VmState::Stopped | VmState::Crashed);
         There {
             name: vm.name.clone(),
             id: vm.id.clone(),
             hash: vm.spec_hash.clone(),
             generation: vm.generation,
             source: vm.source.clone(),
-            rests: matches!(vm.state, VmState::Stopped | VmState::Crashed) || vm.desired == Desired::Stopped,
+            rests: ended || vm.desired == Desired::Stopped,
+            ended,
         }
     }
 }
@@ -245,22 +249,6 @@ impl Step {
             _ => None,
         }
         .unwrap_or_else(|| wanted.source.clone())
-    }
-
-    /// The sentence of `vmsup diff` and `vmsup apply --dry-run`: what would be done.
-    pub fn would(&self) -> String {
-        let name = &self.name;
-        match &self.action {
-            Action::Create => format!("{name} would be created"),
-            Action::Update { differs: false, start: false } => format!("{name} would be taken over"),
-            Action::Update { differs: false, start: true } => format!("{name} would be taken over and started"),
-            Action::Update { start: true, .. } => format!("{name} would be updated and started"),
-            Action::Update { .. } => format!("{name} would be updated"),
-            Action::Start => format!("{name} would be started"),
-            Action::Remove => format!("{name} would be stopped and removed"),
-            Action::Refuse(why) => format!("{name} would be refused: {why}"),
-            Action::Nothing => format!("{name} is as it is wanted"),
-        }
     }
 }
 

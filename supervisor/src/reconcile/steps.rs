@@ -30,13 +30,8 @@ pub enum Answer {
     Done,
     /// The answer to [`Call::Update`].
     Updated(UpdateDone),
-    /// The answer to [`Call::Look`]; whether nothing of it runs.
-    Seen {
-        /// The VM.
-        vm: There,
-        /// Nothing of it runs any more.
-        ended: bool,
-    },
+    /// The answer to [`Call::Look`].
+    Seen(There),
     /// There is no such VM (any more).
     NoVm,
     /// It failed, or was refused; why, for people.
@@ -113,7 +108,7 @@ pub fn after(step: &Step, call: Call, answer: Answer) -> Next {
         (Call::Create, _) => done(Outcome::Created),
         (Call::Start, _) => done(Outcome::Started),
         (Call::Update, Answer::Updated(what)) => updated(step, what),
-        (Call::Look, Answer::Seen { vm, ended }) => seen(step, &vm, ended),
+        (Call::Look, Answer::Seen(vm)) => seen(step, &vm),
         (Call::Stop, _) => Next::Call(Call::Delete),
         (Call::Delete, _) => done(Outcome::Removed),
         (call, answer) => done(Outcome::Failed(format!("an answer that makes no sense ({answer:?} to {call:?})"))),
@@ -136,11 +131,11 @@ fn updated(step: &Step, what: UpdateDone) -> Next {
 }
 
 /// A VM that is about to be removed is looked at once more: somebody may have changed it, or taken it over, since.
-fn seen(step: &Step, vm: &There, ended: bool) -> Next {
+fn seen(step: &Step, vm: &There) -> Next {
     let as_planned = step.there.as_ref().is_some_and(|planned| {
         (&planned.id, planned.generation, &planned.source) == (&vm.id, vm.generation, &vm.source)
     });
-    match (as_planned, ended) {
+    match (as_planned, vm.ended) {
         (false, _) => Next::Done(Outcome::Failed("somebody changed it meanwhile; apply again".into())),
         (true, true) => Next::Call(Call::Delete),
         (true, false) => Next::Call(Call::Stop),
