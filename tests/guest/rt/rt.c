@@ -3,7 +3,7 @@
 
 const struct start_info *start_info;
 
-/* smp.c of a guest that starts other CPUs defines these for itself. */
+/* cpus.c, under a guest with several CPUs, defines these for itself. */
 uint32_t ap_stack __attribute__((weak));
 void guest_ap(void) __attribute__((weak));
 void guest_ap(void) { halt_for_ever(); }
