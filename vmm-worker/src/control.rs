@@ -2,20 +2,19 @@
 //!
 //! Runs on the main thread: under the start-up filter until the VM begins, then under `worker-control.json`. A peer that
 //! hangs up makes room for the next; one that says something malformed, or does not read its replies, is dropped. No
-//! call here blocks but the one `poll(2)`.
+//! call here blocks but the one `poll(2)`, and a pause for as long as a vCPU needs to leave the guest.
+//!
+//! A VM does not end because nobody looks after it: jailer and supervisor may both be gone, and find it again by this socket.
 
-use crate::devices::PowerButton;
-use crate::devices::virtio::net::counters::Counters;
 use crate::leave::{self, End, Words, leave};
-use crate::start::{self, Machine};
+use crate::start::{self, Controls, Machine};
 use crate::sys;
 use crate::vm::{self, Offer, VmError};
 use ipc::Channel;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType, accept_with, getsockname, listen, sockopt};
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
-use worker_api::{NAME, Reply, Request, StartFailure, StartSpec, Stats, Status, VERSION};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use worker_api::{NAME, Reply, Request, StartFailure, StartSpec, Status, VERSION};
 
 /// The number that the control socket is born with (`policies/process.json`).
 const SOCKET: i32 = 3;
@@ -59,25 +58,10 @@ impl Listener {
             Ok(machine) => machine,
             Err(failure) => connection.fail(failure),
         };
-        let (power_button, nets) = connection.begin(machine);
+        let controls = connection.begin(machine);
         loop {
             let (request, _) = connection.next(false);
-            match request {
-                Request::Status => connection.reply(&Reply::Status(Status::Running)),
-                // The answer first: a guest may switch itself off before this thread comes to anything else. Nothing can
-                // fail after it.
-                Request::PowerButton => {
-                    connection.reply(&Reply::Done);
-                    power_button.press();
-                }
-                Request::Stats => {
-                    let nets = nets.iter().map(|net| net.snapshot()).collect();
-                    connection.reply(&Reply::Stats(Box::new(Stats { nets, ..Stats::default() })));
-                }
-                // A worker is one VM, once.
-                Request::Start(_) | Request::Offer => connection.drop_peer(),
-                Request::Pause | Request::Resume | Request::Console => connection.drop_peer(),
-            }
+            connection.serve(request, &controls);
         }
     }
 }
@@ -112,9 +96,35 @@ impl Connection {
         }
     }
 
-    /// The next request of any peer. While the worker is `empty`, and while it has no peer, it leaves when nobody holds
-    /// the other end of its report pipe: with the jailer gone nobody will send it a VM, and with the supervisor gone as
-    /// well nobody knows of the VM that runs here.
+    /// Carries out a request to the VM that runs here.
+    fn serve(&mut self, request: Request, controls: &Controls) {
+        let Controls { power_button, console, gate, meters } = controls;
+        match request {
+            Request::Status if gate.is_closed() => self.reply(&Reply::Status(Status::Paused)),
+            Request::Status => self.reply(&Reply::Status(Status::Running)),
+            // The answer first: a guest may switch itself off before this thread comes to anything else. Nothing can
+            // fail after it.
+            Request::PowerButton => {
+                self.reply(&Reply::Done);
+                power_button.press();
+            }
+            Request::Pause => {
+                gate.close();
+                self.reply(&Reply::Done);
+            }
+            Request::Resume => {
+                self.reply(&Reply::Done);
+                gate.open();
+            }
+            Request::Console => self.reply_with(&Reply::Console, &console.fds()),
+            Request::Stats => self.reply(&Reply::Stats(Box::new(meters.read()))),
+            // A worker is one VM, once.
+            Request::Start(_) | Request::Offer => self.drop_peer(),
+        }
+    }
+
+    /// The next request of any peer. While the worker is `empty` it leaves when nobody holds the other end of its report
+    /// pipe: with the jailer gone nobody will send it a VM.
     fn next(&mut self, empty: bool) -> (Request, Vec<OwnedFd>) {
         loop {
             self.wait(empty);
@@ -140,7 +150,7 @@ impl Connection {
         let source = self.peer.as_ref().map_or(self.listener.0.as_fd(), AsFd::as_fd);
         // The write end of a pipe asks for nothing: POLLERR is always told.
         let mut fds = [PollFd::from_borrowed_fd(source, PollFlags::IN), PollFd::new(&report, PollFlags::empty())];
-        let watched = if empty || self.peer.is_none() { 2 } else { 1 };
+        let watched = if empty { 2 } else { 1 };
         match poll(&mut fds[..watched], None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => (),
             Err(error) => leave(&End::Failed(Words::new(format_args!("the control thread cannot wait: {error}")))),
@@ -161,7 +171,12 @@ impl Connection {
 
     /// Sends a reply; a peer that does not take it is dropped.
     fn reply(&mut self, reply: &Reply) {
-        if self.peer.as_ref().is_some_and(|peer| peer.send(reply, &[]).is_err()) {
+        self.reply_with(reply, &[]);
+    }
+
+    /// The same, with fds.
+    fn reply_with(&mut self, reply: &Reply, fds: &[BorrowedFd<'_>]) {
+        if self.peer.as_ref().is_some_and(|peer| peer.send(reply, fds).is_err()) {
             self.drop_peer();
         }
     }
@@ -171,15 +186,15 @@ impl Connection {
     }
 
     /// Lets the guest begin, and only then tells of it.
-    fn begin(&mut self, machine: Machine) -> (PowerButton, Vec<Arc<Counters>>) {
-        let Machine { crew, power_button, nets, mut timings, mut clock, vm } = machine;
+    fn begin(&mut self, machine: Machine) -> Controls {
+        let Machine { crew, controls, mut timings, mut clock, vm } = machine;
         // KVM forgets a VM's irqfds when its fd is closed; this process never closes it.
         Box::leak(Box::new(vm));
         crew.go();
         timings.threads += clock.lap();
         self.reply(&Reply::Started(timings));
         leave::answered();
-        (power_button, nets)
+        controls
     }
 
     fn fail(&mut self, failure: StartFailure) -> ! {

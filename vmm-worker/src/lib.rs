@@ -16,8 +16,10 @@ pub mod interrupt;
 pub mod leave;
 #[allow(unsafe_code)]
 pub mod memory;
+pub mod pause;
 pub mod reactor;
 pub mod start;
+pub mod stats;
 #[allow(unsafe_code)]
 pub mod sys;
 pub mod threads;

@@ -12,6 +12,9 @@ fn main() -> ExitCode {
     }
     leave::install_panic_hook();
     sys::default_fault_signals();
+    if let Err(error) = sys::take_kicks() {
+        leave::leave(&leave::End::Failed(format!("the worker cannot make its vCPUs interruptible: {error}").into()));
+    }
     sys::one_heap();
     // exec by fd leaves the fd's number as the name.
     sys::name_thread(c"vmsup-worker");

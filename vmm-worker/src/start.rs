@@ -6,11 +6,14 @@
 //! the VM. All of it is checked before it is used.
 
 use crate::boot::{self, Sources};
-use crate::devices::virtio::net::counters::Counters;
+use crate::devices::console::ConsoleEnds;
 use crate::devices::{self, DeviceFds, Devices, EndHandler, PowerButton};
 use crate::leave;
 use crate::memory::{self, GuestMemory};
+use crate::pause::Gate;
+use crate::stats::{Exits, Meters};
 use crate::threads::{Crew, Work};
+use crate::vcpu::Board;
 use crate::vm::{self, Offer};
 use kvm_ioctls::VmFd;
 use rustix::fs::{FileType, SealFlags, fcntl_get_seals, fstat};
@@ -24,15 +27,25 @@ pub struct Machine {
     /// Its threads, prepared.
     pub crew: Crew,
     /// For the control thread.
-    pub power_button: PowerButton,
-    /// What each network interface did, for the control thread.
-    pub nets: Vec<Arc<Counters>>,
+    pub controls: Controls,
     /// Where the time went so far.
     pub timings: Timings,
     /// Measures the rest.
     pub clock: Clock,
     /// The VM itself: KVM forgets its irqfds when this is closed.
     pub vm: Arc<VmFd>,
+}
+
+/// What the control thread has of a VM that runs.
+pub struct Controls {
+    /// The guest's power button.
+    pub power_button: PowerButton,
+    /// For a supervisor that comes back.
+    pub console: ConsoleEnds,
+    /// Where vCPUs wait while the VM is paused.
+    pub gate: Arc<Gate>,
+    /// What the VM did so far.
+    pub meters: Meters,
 }
 
 /// The fds of a start, by role.
@@ -63,10 +76,13 @@ pub fn prepare(spec: &StartSpec, fds: Vec<OwnedFd>) -> Result<Machine, StartFail
     let devices = devices::build(spec, fds.devices, memory, end.clone())?;
     timings.devices += clock.lap();
 
-    let Devices { pio, mmio, reactor, irqs, ioevents, virtio, io_threads, power_button, nets } = devices;
-    let (pio, mmio) = (Arc::new(pio), Arc::new(mmio));
+    let Devices { pio, mmio, reactor, irqs, ioevents, virtio, io_threads, power_button, console, disks, nets } =
+        devices;
+    let gate = Arc::<Gate>::default();
+    let exits: Arc<[Exits]> = (0..spec.cpus).map(|_| Exits::default()).collect();
+    let board = Board { pio: Arc::new(pio), mmio: Arc::new(mmio), end, gate: gate.clone(), exits: exits.clone() };
     let offer = spec.offer.as_ref().map(Offer::from_wire).transpose()?;
-    let work = Work { cpus: spec.cpus, kvm: kvm.clone(), offer, reactor, io: io_threads, pio, mmio, end };
+    let work = Work { cpus: spec.cpus, kvm: kvm.clone(), offer, reactor, io: io_threads, board };
     let crew = Crew::make(work).map_err(|e| StartFailure {
         part: Part::Thread,
         detail: format!("a thread cannot be made: {e}; the limit on threads or on memory is too low"),
@@ -87,7 +103,9 @@ pub fn prepare(spec: &StartSpec, fds: Vec<OwnedFd>) -> Result<Machine, StartFail
     timings.boot += clock.lap();
     crew.prepare(entry)?;
     timings.vcpus += clock.lap();
-    Ok(Machine { crew, power_button, nets, timings, clock, vm })
+    let meters = Meters { vcpus: exits, disks, nets };
+    let controls = Controls { power_button, console, gate, meters };
+    Ok(Machine { crew, controls, timings, clock, vm })
 }
 
 /// The fds by their roles. Their number was checked by the channel.

@@ -2,8 +2,12 @@
 //!
 //! Unsafe: all of it, one operation a block.
 
+use kvm_bindings::kvm_run;
 use kvm_ioctls::{Kvm, VcpuFd};
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::io::{Error, Result};
+use std::mem::offset_of;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 /// Ends the process, all threads at once. Nothing runs after it: no destructor, no exit handler.
 pub fn exit_group(status: i32) -> ! {
@@ -30,10 +34,10 @@ extern "C" fn __wrap_abort() -> ! {
 ///
 /// # Errors
 /// What `prctl(2)` says.
-pub fn set_undumpable() -> std::io::Result<()> {
+pub fn set_undumpable() -> Result<()> {
     // SAFETY: PR_SET_DUMPABLE takes one integer and no pointer.
     let result = unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
-    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    if result == 0 { Ok(()) } else { Err(Error::last_os_error()) }
 }
 
 /// Names the calling thread. The kernel takes 15 bytes of it.
@@ -115,4 +119,90 @@ pub fn internal_error(vcpu: &mut VcpuFd) -> u32 {
     let run = vcpu.get_kvm_run();
     // SAFETY: the caller saw exit reason KVM_EXIT_INTERNAL_ERROR, for which the kernel fills this member of the union.
     unsafe { run.__bindgen_anon_1.internal.suberror }
+}
+
+/// The signal of a [`Kick`].
+const KICK: libc::c_int = libc::SIGUSR1;
+
+/// Makes the signal of a [`Kick`] end a system call and do nothing else. Before confinement, and before there are threads.
+///
+/// # Errors
+/// What `sigaction(2)` says.
+pub fn take_kicks() -> Result<()> {
+    extern "C" fn nothing(_: libc::c_int) {}
+    // SAFETY: all zeros are a `sigaction`: no flags, an empty mask.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
+    // KVM_RUN comes back all the same; only what waits for a lock need not notice.
+    action.sa_flags = libc::SA_RESTART;
+    // SAFETY: `action` outlives the call, and its handler touches nothing, so it may run at any moment on any thread.
+    let result = unsafe { libc::sigaction(KICK, &raw const action, std::ptr::null_mut()) };
+    if result == 0 { Ok(()) } else { Err(Error::last_os_error()) }
+}
+
+/// Brings one vCPU's thread out of KVM_RUN.
+///
+/// The signal comes from a timer of the kernel's that was bound to the thread when it was made. Setting off a timer of its
+/// own is all that another thread needs for it: no thread of this process may send a signal to anyone.
+#[derive(Debug)]
+pub struct Kick {
+    /// In a mapping of `kvm_run` of its own, so that it can be written while the vCPU's thread has the other one.
+    immediate_exit: &'static AtomicU8,
+    timer: libc::c_int,
+}
+
+impl Kick {
+    /// For the calling thread, which is the one that runs `vcpu`. Neither mapping nor timer is ever given back.
+    ///
+    /// # Errors
+    /// What `mmap(2)` or `timer_create(2)` say.
+    pub fn new(vcpu: &VcpuFd) -> Result<Self> {
+        Ok(Kick { immediate_exit: map_immediate_exit(vcpu)?, timer: make_timer()? })
+    }
+
+    /// Out of the guest, and not in again: where the signal comes before KVM_RUN is called, the flag ends that call.
+    pub fn out(&self) {
+        self.immediate_exit.store(1, Ordering::SeqCst);
+        let at_once = libc::timespec { tv_sec: 0, tv_nsec: 1 };
+        let never_again = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        let when = libc::itimerspec { it_interval: never_again, it_value: at_once };
+        let nowhere = std::ptr::null_mut::<libc::itimerspec>();
+        // SAFETY: `when` outlives the call, and the old setting is not asked for. The timer is there: it is never deleted.
+        unsafe { libc::syscall(libc::SYS_timer_settime, self.timer, 0, &raw const when, nowhere) };
+    }
+
+    /// KVM_RUN may enter the guest again.
+    pub fn let_in(&self) {
+        self.immediate_exit.store(0, Ordering::SeqCst);
+    }
+}
+
+/// The flag in `kvm_run` that makes KVM_RUN come back before it enters the guest.
+fn map_immediate_exit(vcpu: &VcpuFd) -> Result<&'static AtomicU8> {
+    let (length, protection) = (size_of::<kvm_run>(), libc::PROT_READ | libc::PROT_WRITE);
+    // SAFETY: a new mapping, at an address of the kernel's choice, of the beginning of what KVM_GET_VCPU_MMAP_SIZE counts.
+    let run = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, libc::MAP_SHARED, vcpu.as_raw_fd(), 0) };
+    if run == libc::MAP_FAILED {
+        return Err(Error::last_os_error());
+    }
+    // SAFETY: the field lies within the mapping.
+    let flag = unsafe { run.cast::<u8>().add(offset_of!(kvm_run, immediate_exit)) };
+    // SAFETY: the mapping is never removed, and nobody else knows its address. Through the vCPU's own mapping this process
+    // never touches the byte; the kernel reads it whole.
+    Ok(unsafe { AtomicU8::from_ptr(flag) })
+}
+
+/// A timer whose only effect is a [`KICK`] to the calling thread. The kernel binds one to no thread of another process.
+fn make_timer() -> Result<libc::c_int> {
+    // SAFETY: all zeros are a `sigevent`.
+    let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
+    event.sigev_notify = libc::SIGEV_THREAD_ID;
+    event.sigev_signo = KICK;
+    // SAFETY: no argument, and it cannot fail.
+    event.sigev_notify_thread_id = unsafe { libc::gettid() };
+    let mut timer: libc::c_int = 0;
+    let (clock, event) = (libc::CLOCK_MONOTONIC, &raw const event);
+    // SAFETY: `event` and `timer`, which the kernel writes, outlive the call.
+    let result = unsafe { libc::syscall(libc::SYS_timer_create, clock, event, &raw mut timer) };
+    if result == 0 { Ok(timer) } else { Err(Error::last_os_error()) }
 }

@@ -11,12 +11,13 @@
 //! narrowed, so the guest never meets a thread with more rights than it keeps.
 
 use crate::boot::Entry;
-use crate::bus::Bus;
 use crate::confine;
-use crate::devices::{EndHandler, IoThread};
+use crate::devices::IoThread;
 use crate::leave::{End, Words};
+use crate::pause::Gate;
 use crate::reactor::Reactor;
-use crate::vcpu::Vcpu;
+use crate::sys::Kick;
+use crate::vcpu::{Board, Vcpu};
 use crate::vm::{self, Offer, VmError};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use policies::Filter;
@@ -39,12 +40,8 @@ pub struct Work {
     pub reactor: Reactor,
     /// The disks' threads.
     pub io: Vec<IoThread>,
-    /// The ports, for the vCPUs.
-    pub pio: Arc<Bus>,
-    /// The MMIO windows, for the vCPUs.
-    pub mmio: Arc<Bus>,
-    /// Where a vCPU or a reactor that cannot go on reports.
-    pub end: EndHandler,
+    /// For the vCPUs. A reactor that cannot go on reports to its end handler, too.
+    pub board: Board,
 }
 
 /// What all threads share until the guest begins.
@@ -83,16 +80,16 @@ impl Crew {
         });
         for index in 0..work.cpus {
             let kvm = (index == 0 && start.offer.get().is_none()).then(|| work.kvm.clone());
-            let (pio, mmio, end) = (work.pio.clone(), work.mmio.clone(), work.end.clone());
-            let prepare = move |start: &Start| start.prepare_vcpu(index, kvm);
+            let (board, gate) = (work.board.clone(), work.board.gate.clone());
+            let prepare = move |start: &Start| start.prepare_vcpu(index, kvm, &gate);
             let run = move |vcpu: Option<VcpuFd>| match vcpu {
-                Some(fd) => Vcpu::new(fd, index, pio, mmio, end).run(),
+                Some(fd) => Vcpu::new(fd, index, board).run(),
                 // The main thread has seen the failure, and does not come to let the guest begin.
                 None => wait_for_ever(),
             };
             spawn(format!("vcpu{index}"), &policies::WORKER_VCPU, &start, prepare, run)?;
         }
-        let (mut reactor, end) = (work.reactor, work.end);
+        let (mut reactor, end) = (work.reactor, work.board.end);
         let run = move |()| {
             let Err(error) = reactor.run();
             end(End::Crash(Words::new(format_args!("{error}"))));
@@ -129,17 +126,18 @@ impl Crew {
 
 impl Start {
     /// What a vCPU's thread does before it narrows. The first asks KVM what a vCPU can be, for all (it has `kvm`).
-    fn prepare_vcpu(&self, index: u8, kvm: Option<Arc<Kvm>>) -> Option<VcpuFd> {
+    fn prepare_vcpu(&self, index: u8, kvm: Option<Arc<Kvm>>, gate: &Gate) -> Option<VcpuFd> {
         if let Some(kvm) = kvm {
             let offer = Offer::ask(&kvm).map_err(|error| self.failure.set(error)).ok();
             let _ = self.offer.set(offer);
         }
         let offer = self.offer.wait().as_ref()?;
-        let vcpu = vm::create_vcpu(self.vm.wait(), offer, index, self.cpus).map(|mut vcpu| {
+        let vcpu = vm::create_vcpu(self.vm.wait(), offer, index, self.cpus).and_then(|mut vcpu| {
+            gate.enroll(Kick::new(&vcpu).map_err(VmError::Kick)?);
             if index == 0 {
                 vm::enter(&mut vcpu, *self.entry.wait());
             }
-            vcpu
+            Ok(vcpu)
         });
         // A failure after the first says nothing new.
         vcpu.map_err(|error| self.failure.set(error)).ok()

@@ -43,6 +43,9 @@ pub enum VmError {
     /// The supervisor passed on something that is no CPUID.
     #[error("{0} CPUID entries are more than KVM takes")]
     Offer(usize),
+    /// A vCPU's thread could not be called out of the guest.
+    #[error("a vCPU cannot be made to pause: {0}")]
+    Kick(std::io::Error),
     /// Guest RAM.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -50,7 +53,11 @@ pub enum VmError {
 
 impl From<&VmError> for StartFailure {
     fn from(error: &VmError) -> Self {
-        let part = if matches!(error, VmError::Memory(_)) { Part::Memory } else { Part::Kvm };
+        let part = match error {
+            VmError::Memory(_) => Part::Memory,
+            VmError::Kick(_) => Part::Thread,
+            VmError::NotKvm | VmError::Refused { .. } | VmError::Offer(_) => Part::Kvm,
+        };
         StartFailure { part, detail: error.to_string() }
     }
 }

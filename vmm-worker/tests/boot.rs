@@ -106,7 +106,7 @@ fn the_guest_reads_what_is_typed_at_its_console() {
     let mut vm = Vm::new(guest("echo"));
     vm.start_on(&worker.connect()).unwrap();
     vm.wait_for("echo up");
-    vm.input.write_all(b"some words\nq").unwrap();
+    vm.ends.input.write_all(b"some words\nq").unwrap();
     assert_eq!(worker.end(), Ended::with_status(exit::SHUTDOWN));
     assert!(vm.console().contains("some words\n"), "{}", vm.console());
 }

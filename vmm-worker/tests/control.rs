@@ -2,16 +2,13 @@
 
 mod common;
 
-use common::{Ended, Peer, Vm, Worker, button, hello};
+use common::{Console, Ended, Peer, Vm, Worker, ask, button, guest, hello};
 use rustix::net::SendFlags;
+use std::io::Write;
 use std::os::fd::AsFd;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use worker_api::{CPUID_MAX, NAME, Offer, Part, Reply, Request, Status, VERSION, exit};
-
-fn ask(peer: &Peer, request: &Request) -> Reply {
-    peer.send(request, &[]).unwrap();
-    peer.receive().expect("a reply").0
-}
 
 fn is_closed(peer: &Peer) -> bool {
     matches!(peer.receive(), Err(ipc::Error::Closed | ipc::Error::Io(_)))
@@ -114,15 +111,6 @@ fn a_malformed_request_costs_its_sender_the_connection() {
 }
 
 #[test]
-fn a_power_button_without_a_guest_is_refused() {
-    let worker = Worker::start();
-    let peer = worker.connect();
-    peer.send(&Request::PowerButton, &[]).unwrap();
-    assert!(is_closed(&peer));
-    assert_eq!(ask(&worker.connect(), &Request::Status), Reply::Status(Status::Empty));
-}
-
-#[test]
 fn a_peer_of_another_release_is_refused() {
     let worker = Worker::start();
     let peer = Peer::new(worker.connect_raw());
@@ -154,9 +142,7 @@ fn a_peer_that_never_reads_its_replies_is_dropped() {
 #[test]
 fn an_empty_worker_whose_jailer_is_gone_leaves() {
     let mut worker = Worker::start();
-    let (other, _keep) = std::io::pipe().unwrap();
-    // Closes the reader of the report pipe.
-    worker.report = std::io::BufReader::new(std::fs::File::from(std::os::fd::OwnedFd::from(other)));
+    worker.close_report();
     let status = worker.child.wait().unwrap();
     assert_eq!(status.code(), Some(exit::ORPHANED));
 }
@@ -164,13 +150,74 @@ fn an_empty_worker_whose_jailer_is_gone_leaves() {
 #[test]
 fn a_vm_outlives_its_jailer() {
     let (mut worker, vm, peer) = running();
-    let (other, keep) = std::io::pipe().unwrap();
-    worker.report = std::io::BufReader::new(std::fs::File::from(std::os::fd::OwnedFd::from(other)));
-    drop(keep);
+    worker.close_report();
     assert_eq!(ask(&peer, &Request::Status), Reply::Status(Status::Running));
     assert_eq!(ask(&peer, &Request::PowerButton), Reply::Done);
     assert_eq!(worker.end(), Ended::with_status(exit::SHUTDOWN));
     assert!(vm.console().contains("button pressed"));
+}
+
+#[test]
+fn a_vm_outlives_jailer_and_supervisor_together() {
+    let (mut worker, vm, peer) = running();
+    worker.close_report();
+    drop(peer);
+    // Both are started again, and find it by its socket.
+    for _ in 0..3 {
+        assert_eq!(ask(&worker.connect(), &Request::Status), Reply::Status(Status::Running));
+    }
+    assert_eq!(ask(&worker.connect(), &Request::PowerButton), Reply::Done);
+    assert_eq!(worker.end(), Ended::with_status(exit::SHUTDOWN));
+    assert!(vm.console().contains("button pressed"));
+}
+
+#[test]
+fn last_words_that_nobody_hears_change_nothing_about_an_end() {
+    let mut worker = Worker::start();
+    let mut vm = Vm::new(guest("echo"));
+    vm.start_on(&worker.connect()).unwrap();
+    vm.wait_for("echo up");
+    worker.close_report();
+    vm.ends.input.write_all(b"\x04").unwrap();
+    // Neither SIGPIPE nor another status.
+    let status = worker.child.wait().unwrap();
+    assert_eq!((status.code(), status.signal()), (Some(exit::CRASH), None));
+}
+
+#[test]
+fn the_console_is_handed_to_a_supervisor_that_comes_back() {
+    let worker = Worker::start();
+    let vm = Vm::new(guest("echo"));
+    let peer = worker.connect();
+    vm.start_on(&peer).unwrap();
+    vm.wait_for("echo up");
+    // The first supervisor goes, and all its ends with it.
+    drop((vm, peer));
+    for round in 0..3 {
+        let peer = worker.connect();
+        let mut console = Console::of(&peer);
+        console.input.write_all(format!("round {round}\n").as_bytes()).unwrap();
+        // With all that was said before.
+        let said: String = (0..=round).map(|n| format!("round {n}\n")).collect();
+        console.wait_for(&format!("echo up\n{said}"));
+    }
+    let mut console = Console::of(&worker.connect());
+    console.input.write_all(b"q").unwrap();
+    assert_eq!(worker.end(), Ended::with_status(exit::SHUTDOWN));
+    assert!(console.content().ends_with("echo down\n"), "{}", console.content());
+}
+
+#[test]
+fn requests_to_a_vm_that_is_not_there_are_refused() {
+    let worker = Worker::start();
+    for request in [Request::PowerButton, Request::Pause, Request::Resume, Request::Console, Request::Stats] {
+        let peer = worker.connect();
+        peer.send(&request, &[]).unwrap();
+        assert!(is_closed(&peer), "{request:?}");
+    }
+    assert_eq!(ask(&worker.connect(), &Request::Status), Reply::Status(Status::Empty));
+    Vm::new(hello()).start_on(&worker.connect()).unwrap();
+    assert_eq!(worker.end(), Ended::with_status(exit::RESET));
 }
 
 #[test]

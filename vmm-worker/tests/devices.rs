@@ -104,7 +104,7 @@ fn a_guest_that_floods_its_console_is_not_blocked_by_a_reader_that_never_reads()
     let console = run(&vm);
     assert!(console.ends_with("FLOOD-END 16384 lines\n"), "the newest bytes are kept");
     let mut written = [0; 8];
-    vm.ring.read_exact_at(&mut written, worker_api::console::WRITTEN).unwrap();
+    vm.ends.ring.read_exact_at(&mut written, worker_api::console::WRITTEN).unwrap();
     assert!(u64::from_le_bytes(written) > 1 << 20, "and all are counted");
 }
 
@@ -112,8 +112,8 @@ fn a_guest_that_floods_its_console_is_not_blocked_by_a_reader_that_never_reads()
 fn a_vm_outlives_the_writer_of_its_console() {
     let disk = Disk::new();
     let mut vm = with_disks("block", "", &[(&disk, false)]);
-    // A pipe without a writer from the beginning: its end is the first thing that the reactor hears of.
-    vm.input = common::file(b"");
+    // A pipe for reading only, without a writer from the beginning: its end is the first thing that the reactor hears of.
+    vm.fds[4] = std::io::pipe().unwrap().0.into();
     let console = run(&vm);
     assert!(console.contains("BLOCK PASS"), "{console}");
 }

@@ -5,10 +5,31 @@
 //! those of `worker_api::console`.
 
 use rustix::fd::OwnedFd;
+use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, mmap::MmapRegionError};
 use worker_api::console::{CAPACITY, DATA, RING_BYTES, SEEN, WRITTEN};
+
+/// The console's fds: used by the devices, and kept to be handed to a supervisor that comes back.
+#[derive(Debug, Clone)]
+pub struct ConsoleEnds {
+    /// The memfd of `worker_api::console`.
+    pub ring: Arc<File>,
+    /// Eventfd that is written when the ring has news for its reader.
+    pub notify: Arc<OwnedFd>,
+    /// Pipe: what the guest gets on COM1.
+    pub input: Arc<OwnedFd>,
+}
+
+impl ConsoleEnds {
+    /// In the order of `worker_api::Reply::Console`.
+    pub fn fds(&self) -> [BorrowedFd<'_>; 3] {
+        [self.ring.as_fd(), self.notify.as_fd(), self.input.as_fd()]
+    }
+}
 
 /// The ring, seen from the guest's side.
 #[derive(Debug)]
@@ -16,7 +37,7 @@ pub struct ConsoleRing {
     map: MmapRegion,
     /// Bytes that the guest wrote so far. The copy in the ring is for the reader; it is never read back.
     written: u64,
-    notify: OwnedFd,
+    notify: Arc<OwnedFd>,
 }
 
 impl ConsoleRing {
@@ -24,8 +45,8 @@ impl ConsoleRing {
     ///
     /// # Errors
     /// What `mmap(2)` says.
-    pub fn new(ring: OwnedFd, notify: OwnedFd) -> Result<Self, MmapRegionError> {
-        let map = MmapRegion::from_file(FileOffset::new(ring.into(), 0), RING_BYTES as usize)?;
+    pub fn new(ring: Arc<File>, notify: Arc<OwnedFd>) -> Result<Self, MmapRegionError> {
+        let map = MmapRegion::from_file(FileOffset::from_arc(ring, 0), RING_BYTES as usize)?;
         Ok(Self { map, written: 0, notify })
     }
 
@@ -120,7 +141,7 @@ mod tests {
 
     fn ring() -> (ConsoleRing, Reader) {
         let (reader, ring, notify) = Reader::new();
-        (ConsoleRing::new(ring, notify).unwrap(), reader)
+        (ConsoleRing::new(Arc::new(ring.into()), Arc::new(notify)).unwrap(), reader)
     }
 
     #[test]

@@ -5,15 +5,15 @@ use crate::interrupt::Interrupt;
 use crate::leave::End;
 use crate::memory::GuestMemory;
 use crate::reactor::Reactor;
-use console::ConsoleRing;
+use console::{ConsoleEnds, ConsoleRing};
 use power::{Keyboard, PowerDevice};
 use serial::{Com1, ConsoleInput};
 use std::error::Error;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use virtio::VirtioDevice;
-use virtio::block::{Block, disk::Disk};
-use virtio::net::{Net, counters::Counters, tap::Tap};
+use virtio::block::{self, Block, disk::Disk};
+use virtio::net::{self, Net, tap::Tap};
 use virtio::rng::Rng;
 use virtio::transport::{NOTIFY, Transport};
 use virtio::window::Window;
@@ -40,7 +40,7 @@ pub struct DeviceFds {
     pub console_ring: OwnedFd,
     /// Eventfd that is written when the ring has news for its reader.
     pub console_notify: OwnedFd,
-    /// Read end of a pipe: what the guest gets on COM1.
+    /// Pipe, open for reading and writing: what the guest gets on COM1.
     pub console_input: OwnedFd,
     /// One for each disk of the spec, in order.
     pub disks: Vec<OwnedFd>,
@@ -89,8 +89,12 @@ pub struct Devices {
     pub io_threads: Vec<IoThread>,
     /// For the control thread.
     pub power_button: PowerButton,
+    /// For the control thread.
+    pub console: ConsoleEnds,
+    /// One for each disk, for the control thread.
+    pub disks: Vec<Arc<block::counters::Counters>>,
     /// One for each network interface, for the control thread.
-    pub nets: Vec<Arc<Counters>>,
+    pub nets: Vec<Arc<net::counters::Counters>>,
 }
 
 /// Makes all devices of `spec`.
@@ -107,6 +111,11 @@ pub fn build(spec: &StartSpec, fds: DeviceFds, mem: &GuestMemory, end: EndHandle
     }
     let power_line = Interrupt::new().map_err(|e| failure(Part::Thread, &e))?;
     let power_button = PowerButton::new(power_line.clone());
+    let console = ConsoleEnds {
+        ring: Arc::new(fds.console_ring.into()),
+        notify: Arc::new(fds.console_notify),
+        input: Arc::new(fds.console_input),
+    };
     let mut devices = Devices {
         pio: Bus::new(),
         mmio: Bus::new(),
@@ -116,11 +125,12 @@ pub fn build(spec: &StartSpec, fds: DeviceFds, mem: &GuestMemory, end: EndHandle
         virtio: Vec::new(),
         io_threads: Vec::new(),
         power_button: power_button.clone(),
+        console: console.clone(),
+        disks: Vec::new(),
         nets: Vec::new(),
     };
     add_power(&mut devices, power_button, end).map_err(|e| failure(Part::Thread, &e))?;
-    add_console(&mut devices, fds.console_ring, fds.console_notify, fds.console_input)
-        .map_err(|e| failure(Part::Console, &*e))?;
+    add_console(&mut devices, console).map_err(|e| failure(Part::Console, &*e))?;
     // Disks first, in order: the first one is the guest's vda.
     for (n, (disk, file)) in (0..).zip(spec.disks.iter().zip(fds.disks)) {
         add_disk(&mut devices, disk, file, mem).map_err(|e| failure(Part::Disk(n), &*e))?;
@@ -143,12 +153,12 @@ fn add_power(devices: &mut Devices, button: PowerButton, end: EndHandler) -> Res
     devices.pio.insert(layout::POWER_PORT, layout::POWER_SIZE, power)
 }
 
-fn add_console(devices: &mut Devices, ring: OwnedFd, notify: OwnedFd, input: OwnedFd) -> Result<(), Box<dyn Error>> {
+fn add_console(devices: &mut Devices, ends: ConsoleEnds) -> Result<(), Box<dyn Error>> {
     let line = Interrupt::new()?;
-    let port = Arc::new(Mutex::new(Com1::new(line.clone(), ConsoleRing::new(ring, notify)?)?));
+    let port = Arc::new(Mutex::new(Com1::new(line.clone(), ConsoleRing::new(ends.ring, ends.notify)?)?));
     devices.pio.insert(layout::COM1_PORT, layout::COM1_SIZE, port.clone())?;
     devices.irqs.push((layout::COM1_GSI, line));
-    devices.reactor.add(Box::new(ConsoleInput::new(port, input)))?;
+    devices.reactor.add(Box::new(ConsoleInput::new(port, ends.input)?))?;
     Ok(())
 }
 
@@ -157,6 +167,7 @@ fn add_disk(devices: &mut Devices, spec: &DiskSpec, file: OwnedFd, mem: &GuestMe
         Engine::Threads => Block::new(Disk::new(file, spec.readonly)?, &spec.serial, mem)?,
     };
     devices.io_threads.extend(threads);
+    devices.disks.push(block.counters());
     add_virtio(devices, Box::new(block), mem)
 }
 

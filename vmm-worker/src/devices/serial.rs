@@ -2,13 +2,15 @@
 //!
 //! Output runs on the vCPU thread that prints. Input runs on the reactor, and only as fast as the guest takes it: the
 //! FIFO holds 64 bytes, the reactor 64 more, and while those are full the pipe is not watched, so that its writer is the
-//! one who waits. (CVE-2020-27174 was an input buffer without a bound.)
+//! one who waits. (CVE-2020-27174 was an input buffer without a bound.) The pipe is open for writing here as well, so it does
+//! not end when a supervisor goes; a pipe that does end is given up.
 
 use super::console::ConsoleRing;
 use crate::bus::{BusDevice, lock};
 use crate::interrupt::Interrupt;
 use crate::reactor::{ReactorError, Subscriber, Watches};
 use rustix::fd::OwnedFd;
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use std::sync::{Arc, Mutex};
 use vm_superio::Serial;
@@ -96,7 +98,7 @@ const ROOM: u32 = 1;
 pub struct ConsoleInput {
     port: Arc<Mutex<Com1>>,
     room: Arc<EventFd>,
-    pipe: OwnedFd,
+    pipe: Arc<OwnedFd>,
     /// It has writers. Without them it is forgotten, and not closed: closing is a right that this thread does not have.
     open: bool,
     watched: bool,
@@ -107,13 +109,17 @@ pub struct ConsoleInput {
 }
 
 impl ConsoleInput {
-    /// From `pipe` to `port`.
-    pub fn new(port: Arc<Mutex<Com1>>, pipe: OwnedFd) -> Self {
+    /// From `pipe` to `port`. The pipe is made non-blocking: others may hold it too, and take what epoll has just told of.
+    ///
+    /// # Errors
+    /// What F_GETFL or F_SETFL say.
+    pub fn new(port: Arc<Mutex<Com1>>, pipe: Arc<OwnedFd>) -> Result<Self, Errno> {
+        fcntl_setfl(&pipe, fcntl_getfl(&pipe)? | OFlags::NONBLOCK)?;
         let room = lock(&port).room.clone();
-        Self { port, room, pipe, open: true, watched: false, held: [0; FIFO], first: 0, last: 0 }
+        Ok(Self { port, room, pipe, open: true, watched: false, held: [0; FIFO], first: 0, last: 0 })
     }
 
-    /// Reads once, and only when nothing is held. The pipe is readable, so this does not block.
+    /// Reads once, and only when nothing is held.
     fn read(&mut self) {
         if self.first < self.last {
             return;
@@ -163,6 +169,7 @@ mod tests {
     use super::*;
     use crate::reactor::mock::MockReactor;
     use std::io::{PipeWriter, Write};
+    use std::os::fd::AsRawFd;
 
     const DATA: u64 = 0;
     const INTERRUPT_ENABLE: u64 = 1;
@@ -179,12 +186,17 @@ mod tests {
 
     impl Bench {
         fn new() -> Self {
+            let (pipe, writer) = std::io::pipe().unwrap();
+            Self::on(pipe.into(), writer)
+        }
+
+        fn on(pipe: OwnedFd, writer: PipeWriter) -> Self {
             let (console, ring, notify) = Reader::new();
             let line = Interrupt::new().unwrap();
-            let port = Com1::new(line.clone(), ConsoleRing::new(ring, notify).unwrap()).unwrap();
+            let ring = ConsoleRing::new(Arc::new(ring.into()), Arc::new(notify)).unwrap();
+            let port = Com1::new(line.clone(), ring).unwrap();
             let port = Arc::new(Mutex::new(port));
-            let (pipe, writer) = std::io::pipe().unwrap();
-            let mut input = ConsoleInput::new(port.clone(), pipe.into());
+            let mut input = ConsoleInput::new(port.clone(), Arc::new(pipe)).unwrap();
             let mut reactor = MockReactor::new();
             input.register(&mut reactor).unwrap();
             Self { port, line, console, input, writer: Some(writer), reactor }
@@ -291,6 +303,36 @@ mod tests {
         assert_eq!(bench.drain(), b"last");
         bench.set(DATA, b'!');
         assert_eq!(bench.console.bytes(0, 1), b"!");
+    }
+
+    /// As the supervisor makes it: the worker's end can be written as well.
+    #[test]
+    fn a_pipe_without_another_writer_than_the_port_itself_never_ends() {
+        let (pipe, writer) = std::io::pipe().unwrap();
+        let path = format!("/proc/self/fd/{}", pipe.as_raw_fd());
+        let both = std::fs::File::options().read(true).write(true).open(path).unwrap();
+        drop(pipe);
+        let mut bench = Bench::on(both.into(), writer);
+        bench.send(b"one");
+        bench.writer = None;
+        assert!(bench.settle() <= 3);
+        assert_eq!(bench.drain(), b"one");
+        // Another supervisor, through the port's own end.
+        rustix::io::write(&bench.input.pipe, b"two").unwrap();
+        assert!(bench.settle() <= 2);
+        assert_eq!(bench.drain(), b"two");
+        assert!(bench.input.open && bench.input.watched);
+    }
+
+    #[test]
+    fn input_that_somebody_else_took_first_is_not_waited_for() {
+        let mut bench = Bench::new();
+        // As if epoll had told of bytes that are gone by now.
+        bench.input.process(PIPE, &mut bench.reactor);
+        assert!(bench.input.open && bench.input.watched);
+        bench.send(b"x");
+        bench.settle();
+        assert_eq!(bench.drain(), b"x");
     }
 
     #[test]

@@ -39,6 +39,12 @@ impl Ended {
     }
 }
 
+/// A request without fds, and its reply.
+pub fn ask(peer: &Peer, request: &Request) -> Reply {
+    peer.send(request, &[]).unwrap();
+    peer.receive().expect("a reply").0
+}
+
 fn seqpacket() -> OwnedFd {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
     socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
@@ -102,6 +108,12 @@ impl Worker {
         socket
     }
 
+    /// Closes the reader of the report pipe, as a jailer does that is gone.
+    pub fn close_report(&mut self) {
+        let (nothing, _) = std::io::pipe().unwrap();
+        self.report = BufReader::new(File::from(OwnedFd::from(nothing)));
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -145,6 +157,11 @@ impl Drop for Worker {
 pub struct Vm {
     pub spec: StartSpec,
     pub fds: Vec<OwnedFd>,
+    pub ends: Console,
+}
+
+/// A supervisor's ends of a console.
+pub struct Console {
     pub ring: File,
     pub notify: File,
     pub input: File,
@@ -176,16 +193,20 @@ impl Vm {
         let kvm = File::options().read(true).write(true).open("/dev/kvm").expect("/dev/kvm is needed for these tests");
         let ring = sealed_memfd(console::RING_BYTES);
         let notify = File::from(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).unwrap());
-        let (input_reader, input) = std::io::pipe().unwrap();
+        // The guest's end can be written as well: while the worker holds it, the pipe never ends.
+        let (reader, input) = std::io::pipe().unwrap();
+        let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
+        let input_both = File::options().read(true).write(true).open(path).unwrap();
         let fds = vec![
             kvm.into(),
             sealed_memfd(u64::from(memory_mib) << 20),
             ring.try_clone().unwrap(),
             notify.try_clone().unwrap().into(),
-            input_reader.into(),
+            input_both.into(),
             kernel.into(),
         ];
-        Vm { spec, fds, ring: ring.into(), notify, input: File::from(OwnedFd::from(input)) }
+        let ends = Console { ring: ring.into(), notify, input: File::from(OwnedFd::from(input)) };
+        Vm { spec, fds, ends }
     }
 
     pub fn initrd(mut self, initrd: impl Into<OwnedFd>) -> Vm {
@@ -207,6 +228,27 @@ impl Vm {
 
     /// What the guest wrote to its console so far, of the part that the ring still has.
     pub fn console(&self) -> String {
+        self.ends.content()
+    }
+
+    /// Waits until the guest wrote `text`.
+    pub fn wait_for(&self, text: &str) {
+        self.ends.wait_for(text);
+    }
+}
+
+impl Console {
+    /// As a worker hands it to a supervisor that comes back.
+    pub fn of(peer: &Peer) -> Console {
+        peer.send(&Request::Console, &[]).unwrap();
+        let (reply, fds) = peer.receive().expect("the console");
+        assert_eq!(reply, Reply::Console);
+        let [ring, notify, input] = <[OwnedFd; 3]>::try_from(fds).unwrap().map(File::from);
+        Console { ring, notify, input }
+    }
+
+    /// What the guest wrote to its console so far, of the part that the ring still has.
+    pub fn content(&self) -> String {
         let mut counter = [0; 8];
         self.ring.read_exact_at(&mut counter, console::WRITTEN).unwrap();
         let (_, start) = console::available(0, u64::from_le_bytes(counter));
@@ -223,19 +265,19 @@ impl Vm {
     /// Waits until the guest wrote `text`.
     pub fn wait_for(&self, text: &str) {
         loop {
-            let seen = self.console();
+            let seen = self.content();
             if seen.contains(text) {
                 return;
             }
             // The protocol of the ring: store what was seen, look once more, and sleep only if there is no news.
             self.ring.write_all_at(&(seen.len() as u64).to_le_bytes(), console::SEEN).unwrap();
-            if self.console().len() != seen.len() {
+            if self.content().len() != seen.len() {
                 continue;
             }
             let mut fds = [PollFd::new(&self.notify, PollFlags::IN)];
             let limit = Timespec { tv_sec: 60, tv_nsec: 0 };
             let ready = poll(&mut fds, Some(&limit)).unwrap();
-            assert!(ready > 0, "60 s without {text:?}; the console has {:?}", self.console());
+            assert!(ready > 0, "60 s without {text:?}; the console has {:?}", self.content());
             let _ = (&self.notify).read(&mut [0; 8]);
         }
     }

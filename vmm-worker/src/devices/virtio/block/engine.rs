@@ -11,6 +11,7 @@ use super::disk::Storage;
 use crate::memory::{GuestMemory, Segment};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -44,13 +45,23 @@ pub struct Request {
     pub status: GuestAddress,
     /// The chain that it came in.
     pub head: u16,
+    /// When its chain was taken from the queue.
+    pub arrived: Option<Instant>,
     /// How it went.
     pub ok: bool,
 }
 
 impl Default for Request {
     fn default() -> Self {
-        Self { operation: Operation::Flush, offset: 0, data: Vec::new(), status: GuestAddress(0), head: 0, ok: false }
+        Self {
+            operation: Operation::Flush,
+            offset: 0,
+            data: Vec::new(),
+            status: GuestAddress(0),
+            head: 0,
+            arrived: None,
+            ok: false,
+        }
     }
 }
 

@@ -7,15 +7,18 @@
 use super::queue::{self, CHAIN_MAX, Chain};
 use super::{Completion, Handled, ID_BLOCK, QueueError, VirtioDevice};
 use crate::memory::GuestMemory;
+use counters::Counters;
 use disk::{Disk, SECTOR};
 use engine::{Engine, IoThread, Operation, Request};
 use request::{Parsed, Todo};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use virtio_bindings::virtio_blk as v;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 use worker_api::SERIAL_MAX;
 
+pub mod counters;
 pub mod disk;
 pub mod engine;
 pub mod request;
@@ -42,6 +45,7 @@ pub struct Block {
     spare: Vec<Request>,
     /// The driver knows flushes; else each write is made durable before it is answered.
     flushes: bool,
+    counters: Arc<Counters>,
 }
 
 impl Block {
@@ -59,7 +63,12 @@ impl Block {
         let mut bytes = [0; SERIAL_MAX];
         bytes.iter_mut().zip(serial.bytes()).for_each(|(to, from)| *to = from);
         let spare = (0..QUEUE_SIZE).map(|_| Request::default()).collect();
-        Self { readonly, sectors, serial: bytes, engine, spare, flushes: false }
+        Self { readonly, sectors, serial: bytes, engine, spare, flushes: false, counters: Arc::default() }
+    }
+
+    /// What it did so far.
+    pub fn counters(&self) -> Arc<Counters> {
+        self.counters.clone()
     }
 
     /// Hands a request to the threads.
@@ -80,12 +89,14 @@ impl Block {
         request.data.extend(queue::part(from, skip, length));
         (request.operation, request.offset) = (operation, offset);
         (request.head, request.status) = (chain.head(), parsed.status);
+        request.arrived = Some(Instant::now());
         self.engine.submit(request);
         Ok(Handled::Pending)
     }
 
     fn identify(&self, chain: &Chain, parsed: &Parsed, mem: &GuestMemory) -> Handled {
         if queue::total(chain.writable()) <= SERIAL_MAX as u64 {
+            self.counters.refused();
             return answer(mem, parsed.status, v::VIRTIO_BLK_S_IOERR, 0);
         }
         let written = queue::write(mem, chain.writable(), &self.serial);
@@ -133,7 +144,8 @@ impl VirtioDevice for Block {
     }
 
     fn handle(&mut self, _queue: usize, chain: &Chain, mem: &GuestMemory) -> Result<Handled, QueueError> {
-        let parsed = request::parse(chain, mem, self.sectors, self.readonly)?;
+        let parsed =
+            request::parse(chain, mem, self.sectors, self.readonly).inspect_err(|_| self.counters.refused())?;
         match parsed.todo {
             Todo::Read { offset, length } => self.begin(chain, &parsed, Operation::Read, offset, length),
             Todo::Write { offset, length } => {
@@ -142,7 +154,10 @@ impl VirtioDevice for Block {
             }
             Todo::Flush => self.begin(chain, &parsed, Operation::Flush, 0, 0),
             Todo::Identify => Ok(self.identify(chain, &parsed, mem)),
-            Todo::Answer(status) => Ok(answer(mem, parsed.status, status, 0)),
+            Todo::Answer(status) => {
+                self.counters.refused();
+                Ok(answer(mem, parsed.status, status, 0))
+            }
         }
     }
 
@@ -152,6 +167,7 @@ impl VirtioDevice for Block {
 
     fn next_completion(&mut self, mem: &GuestMemory) -> Option<Completion> {
         let request = self.engine.take_finished()?;
+        self.counters.finished(&request, request.arrived.map_or(Duration::ZERO, |arrived| arrived.elapsed()));
         let read = if request.operation == Operation::Read { queue::total(&request.data) as u32 } else { 0 };
         let (status, written) = if request.ok { (v::VIRTIO_BLK_S_OK, read) } else { (v::VIRTIO_BLK_S_IOERR, 0) };
         let (place, head) = (request.status, request.head);

@@ -1,28 +1,7 @@
-//! What an interface did, for people. Written on the reactor, read on the control thread; each number is right by itself,
-//! and nothing is decided by them.
+//! What an interface did, for people. Written on the reactor, read on the control thread.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::stats::Count;
 use worker_api::NetCounters;
-
-/// One number, which only grows.
-#[derive(Debug, Default)]
-pub struct Count(AtomicU64);
-
-impl Count {
-    /// One more.
-    pub fn one(&self) {
-        self.add(1);
-    }
-
-    /// So many more.
-    pub fn add(&self, more: u64) {
-        self.0.fetch_add(more, Ordering::Relaxed);
-    }
-
-    fn now(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
 
 /// The numbers of one interface; what each means says [`NetCounters`].
 #[derive(Debug, Default)]
