@@ -18,7 +18,7 @@ const HEAD_TIME: Duration = Duration::from_secs(10);
 /// The largest head of a request, bytes.
 const HEAD_MAX: usize = 16 << 10;
 /// How long nothing is accepted after the host ran out of something.
-const BACK_OFF: Duration = Duration::from_millis(100);
+pub(super) const BACK_OFF: Duration = Duration::from_millis(100);
 
 /// Who is at the other end of a connection.
 #[derive(Debug, Clone)]
@@ -82,7 +82,8 @@ fn may(peer: u32, own: u32) -> bool {
     peer == own || peer == 0
 }
 
-fn http() -> http1::Builder {
+/// A server's side of HTTP, with bounds.
+pub(super) fn http() -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(HEAD_MAX);
     builder

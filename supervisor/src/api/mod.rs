@@ -11,6 +11,8 @@ use std::sync::Arc;
 pub(crate) mod error;
 pub(crate) mod handlers;
 pub(crate) mod listen;
+pub mod loopback;
+pub(crate) mod metrics;
 pub(crate) mod nets;
 pub(crate) mod openapi;
 pub mod types;
@@ -39,6 +41,9 @@ pub(crate) fn router(context: Arc<Context>) -> Router {
         .route("/v1/vms/{vm}/logs", get(handlers::logs))
         .route("/v1/vms/{vm}/console", get(handlers::console))
         .route("/v1/vms/{vm}/net", get(nets::net_stats))
+        .route("/v1/vms/{vm}/stats", get(metrics::vm_stats))
+        .route("/v1/stats", get(metrics::stats))
+        .route("/metrics", get(metrics::prometheus))
         .route("/v1/networks", get(nets::networks))
         .route("/v1/leases", get(nets::leases))
         .fallback(handlers::no_such_route)

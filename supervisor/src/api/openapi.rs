@@ -1,6 +1,6 @@
 //! The OpenAPI document, made from the handlers' own annotations.
 
-use super::{handlers, nets};
+use super::{handlers, metrics, nets};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
@@ -23,6 +23,9 @@ use utoipa::OpenApi;
         handlers::wait,
         handlers::logs,
         handlers::console,
+        metrics::vm_stats,
+        metrics::stats,
+        metrics::prometheus,
         nets::net_stats,
         nets::networks,
         nets::leases,

@@ -140,6 +140,9 @@ async fn every_route_is_documented_and_every_documented_route_is_there() {
         ("GET", "/v1/vms/{vm}/logs"),
         ("GET", "/v1/vms/{vm}/console"),
         ("GET", "/v1/vms/{vm}/net"),
+        ("GET", "/v1/vms/{vm}/stats"),
+        ("GET", "/v1/stats"),
+        ("GET", "/metrics"),
         ("GET", "/v1/networks"),
         ("GET", "/v1/leases"),
     ]

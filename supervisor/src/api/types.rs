@@ -3,6 +3,12 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+mod stats;
+
+pub use stats::{
+    CgroupStats, DiskStats, GuestStats, LatencyStats, Pressure, ProcessStats, VcpuExits, VcpuTime, VmStats,
+};
+
 /// A VM as `ls` shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VmSummary {

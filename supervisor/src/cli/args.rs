@@ -2,6 +2,7 @@
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 /// Virtual machines for people who don't trust what runs in them, started without root.
@@ -339,6 +340,10 @@ pub struct Serve {
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath,
         conflicts_with_all = ["jailer", "worker", "pool", "cgroup"])]
     pub jailer_socket: Option<PathBuf>,
+    /// Tell metrics on http://ADDRESS/metrics, too: 127.0.0.1:PORT or [::1]:PORT. Every user of this host can read the names
+    /// and counters of all VMs there.
+    #[arg(long, value_name = "ADDRESS", value_parser = loopback)]
+    pub metrics_listen: Option<SocketAddr>,
     /// Go to the background once ready, and log to supervisor.log in the runtime directory.
     #[arg(long)]
     pub background: bool,
@@ -366,6 +371,11 @@ fn seconds(text: &str) -> Result<u32, String> {
 
 fn workers(text: &str) -> Result<u32, String> {
     number(text, 64, "workers")
+}
+
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address = text.parse().map_err(|_| "give an address and a port, as in 127.0.0.1:9464".to_owned())?;
+    vmsup::api::loopback::check(address)
 }
 
 /// clap's own parser speaks of digits and strings.

@@ -8,9 +8,21 @@ use vmsup::serve::{ServeError, ServeOptions, serve as serve_until_told};
 
 /// Runs the supervisor in this process.
 pub fn serve(socket: Option<PathBuf>, args: Serve) -> Result<(), Failure> {
-    let Serve { runtime_dir, state_dir, pool, jailer, worker, cgroup, jailer_socket, netd, background } = args;
-    let options =
-        ServeOptions { socket, runtime_dir, state_dir, pool, jailer, worker, cgroup, jailer_socket, netd, background };
+    let Serve { runtime_dir, state_dir, pool, jailer, worker, cgroup, jailer_socket, netd, metrics_listen, background } =
+        args;
+    let options = ServeOptions {
+        socket,
+        runtime_dir,
+        state_dir,
+        pool,
+        jailer,
+        worker,
+        cgroup,
+        jailer_socket,
+        netd,
+        metrics_listen,
+        background,
+    };
     serve_until_told(options).map_err(|error| Failure {
         status: if matches!(error, ServeError::Served(_)) { ALREADY_SERVED } else { FAILED },
         sentence: Some(sentence(&error)),

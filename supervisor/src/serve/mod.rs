@@ -11,6 +11,7 @@
 //! directories, starting the jailer or connecting to it, opening the log, binding the socket.
 
 use crate::paths;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,6 +33,7 @@ mod jailer;
 pub mod lifecycle;
 mod listening;
 mod memfd;
+pub(crate) mod metrics;
 #[cfg(test)]
 mod net_tests;
 pub(crate) mod netd;
@@ -78,6 +80,8 @@ pub struct ServeOptions {
     pub jailer_socket: Option<PathBuf>,
     /// netd's socket; default: [`paths::netd_socket`].
     pub netd: Option<PathBuf>,
+    /// Where metrics are told over TCP: an address of the loopback.
+    pub metrics_listen: Option<SocketAddr>,
     /// Leave the terminal, log to a file, and say `ready` on stdout.
     pub background: bool,
 }
@@ -129,6 +133,14 @@ pub enum ServeError {
     /// The jailer hung up or is of another release.
     #[error("the jailer did not become ready: {0}; its messages are in the supervisor's log")]
     Handshake(#[source] ipc::Error),
+    /// Metrics cannot be told there.
+    #[error("metrics cannot be told on {address}: {source}; name another port (--metrics-listen)")]
+    Metrics {
+        /// Where.
+        address: SocketAddr,
+        /// What the kernel says.
+        source: std::io::Error,
+    },
     /// /dev/kvm cannot be used.
     #[error("{0}")]
     Kvm(String),
@@ -168,6 +180,8 @@ pub struct Context {
     pub(crate) operations: Arc<ops::Operations>,
     /// The VMs.
     pub(crate) registry: registry::Registry<vm::Vm>,
+    /// What was counted.
+    pub(crate) metrics: metrics::Metrics,
     /// How long the steps of a start may take.
     pub(crate) deadlines: start::Deadlines,
     /// Places for starts under way.
@@ -212,6 +226,7 @@ struct Ready {
     handles: handle::Handles,
     listening: listening::Listening,
     notify: notify::Notify,
+    metrics: Option<TcpListener>,
     signals: OwnedFd,
 }
 
@@ -247,9 +262,18 @@ fn prepare(
     let runtime = run::runtime()?;
     let listening = listening::Listening::take(rundir, socket)?;
     let notify = notify::Notify::of_environment();
+    let metrics = options.metrics_listen.map(metrics_listener).transpose()?;
     let netd = options.netd.clone().unwrap_or_else(paths::netd_socket);
     let netd = std::path::absolute(netd).map_err(|e| ServeError::System("naming netd's socket", e))?;
-    Ok((runtime, Ready { jailer, host, netd, budget, store, loaded, handles, listening, notify, signals }))
+    Ok((runtime, Ready { jailer, host, netd, budget, store, loaded, handles, listening, metrics, notify, signals }))
+}
+
+/// The socket of `--metrics-listen`.
+fn metrics_listener(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    let failed = |source| ServeError::Metrics { address, source };
+    let listener = TcpListener::bind(address).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    Ok(listener)
 }
 
 /// Confines the process and serves.

@@ -10,7 +10,7 @@ use super::readiness::watch;
 use super::registry::Registry;
 use super::vm::{Ask, Vm};
 use super::{Context, Jail, Netd, Ready, ServeError, netd};
-use crate::api::listen;
+use crate::api::{listen, loopback};
 use std::os::fd::OwnedFd;
 use std::process::Child;
 use std::sync::Arc;
@@ -47,7 +47,7 @@ pub fn runtime() -> Result<Runtime, ServeError> {
 /// The reactor could not take the fds.
 pub async fn run(ready: Ready) -> Result<(), ServeError> {
     let system = |e| ServeError::System("registering with the reactor", e);
-    let Ready { jailer, host, netd, budget, store, loaded, handles, listening, notify, signals } = ready;
+    let Ready { jailer, host, netd, budget, store, loaded, handles, listening, metrics, notify, signals } = ready;
     let super::jailer::Jailer { channel, child, ready, pidfd, facts } = jailer;
     let (jail, _) = Jail::new(channel, ready, facts, pidfd, Default::default()).map_err(system)?;
     let netd = Netd::new(netd, netd::DEADLINE, netd::TUN);
@@ -64,6 +64,7 @@ pub async fn run(ready: Ready) -> Result<(), ServeError> {
         events,
         operations,
         registry,
+        metrics: Default::default(),
         deadlines: Default::default(),
         starts,
     });
@@ -74,6 +75,10 @@ pub async fn run(ready: Ready) -> Result<(), ServeError> {
     let listener = tokio::net::UnixListener::from_std(listener).map_err(system)?;
     let connections = listen::Connections::new(budget.connections);
     let accepting = tokio::spawn(listen::accept(listener, context.clone(), connections.clone()));
+    if let Some(metrics) = metrics {
+        let metrics = tokio::net::TcpListener::from_std(metrics).map_err(system)?;
+        tokio::spawn(loopback::accept(metrics, context.clone(), loopback::WHOLE));
+    }
     let signals = watch(signals, Interest::READABLE).map_err(system)?;
     notify.ready();
     let notify = Arc::new(notify);

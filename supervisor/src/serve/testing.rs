@@ -262,8 +262,20 @@ impl Bench {
         std::fs::create_dir(dir.path().join("handles")).unwrap();
         let handles = rustix::fs::open(dir.path().join("handles"), flags, rustix::fs::Mode::empty()).unwrap();
         let handles = super::handle::Handles::new(handles);
-        let context =
-            Arc::new(Context { host, jail, netd, store, handles, events, operations, registry, deadlines, starts });
+        let metrics = Default::default();
+        let context = Arc::new(Context {
+            host,
+            jail,
+            netd,
+            store,
+            handles,
+            events,
+            operations,
+            registry,
+            metrics,
+            deadlines,
+            starts,
+        });
         Bench { context, vms, act, jailer, slots, dir }
     }
 

@@ -1,0 +1,39 @@
+//! The handlers of what VMs use and did. Nothing is read until somebody asks.
+
+use super::handlers::{Answer, Shared, find};
+use super::types::{ApiError, VmStats};
+use crate::serve::metrics;
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+
+/// What Prometheus calls its text format.
+const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// What a VM uses and did so far.
+#[utoipa::path(get, path = "/v1/vms/{vm}/stats", params(("vm" = String, Path, description = "Name or id")), responses(
+    (status = 200, body = VmStats),
+    (status = 404, body = ApiError),
+))]
+pub async fn vm_stats(State(context): Shared, Path(key): Path<String>) -> Answer<Json<VmStats>> {
+    let hold = find(&context, &key)?;
+    let samples = metrics::collect(&context, vec![hold.vm.clone()]).await;
+    Ok(Json(samples.into_iter().map(|(_, stats)| stats).next().ok_or_else(|| super::error::Refusal::no_vm(&key))?))
+}
+
+/// The same of all VMs, by name.
+#[utoipa::path(get, path = "/v1/stats", responses((status = 200, body = Vec<VmStats>)))]
+pub async fn stats(State(context): Shared) -> Json<Vec<VmStats>> {
+    let samples = metrics::collect(&context, context.registry.list()).await;
+    Json(samples.into_iter().map(|(_, stats)| stats).collect())
+}
+
+/// The same and the supervisor's own, for Prometheus.
+#[utoipa::path(get, path = "/metrics", responses(
+    (status = 200, body = String, content_type = "text/plain", description = "Prometheus' text format, version 0.0.4"),
+))]
+pub async fn prometheus(State(context): Shared) -> Response {
+    let text = metrics::exposition(&context, context.registry.list()).await;
+    ([(header::CONTENT_TYPE, TEXT)], text).into_response()
+}

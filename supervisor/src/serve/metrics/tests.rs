@@ -1,0 +1,89 @@
+//! Collecting from workers that answer, that do not, and that lie.
+
+use super::*;
+use crate::api::types::VmStats;
+use crate::serve::testing::{Bench, FakeVm, spec};
+use worker_api::{NetCounters, Reply, Stats, VcpuCounters};
+
+async fn running(bench: &Bench, name: &str) -> (Arc<Vm>, FakeVm) {
+    let vm = Vm::create(&bench.context, spec(name), 1000, false).unwrap();
+    vm.until_running().await.unwrap();
+    (vm, bench.started().await)
+}
+
+/// Collects while a worker gives `reply`.
+async fn while_it_says(bench: &Bench, vm: &Arc<Vm>, fake: &FakeVm, reply: Reply) -> VmStats {
+    let worker = fake.copy();
+    let answering = tokio::task::spawn_blocking(move || worker.answer(&reply));
+    let mut samples = collect(&bench.context, vec![vm.clone()]).await;
+    assert_eq!(answering.await.unwrap(), worker_api::Request::Stats);
+    samples.remove(0).1
+}
+
+#[tokio::test]
+async fn what_a_worker_counted_is_told_beside_what_it_is() {
+    let bench = Bench::new();
+    let (vm, fake) = running(&bench, "web").await;
+    let vcpus = vec![VcpuCounters { pio: 7, ..Default::default() }];
+    let stats = while_it_says(&bench, &vm, &fake, Reply::Stats(Box::new(Stats { vcpus, ..Default::default() }))).await;
+    assert_eq!((stats.name.as_str(), stats.owner, stats.unanswered), ("web", 1000, None));
+    assert_eq!(stats.guest.unwrap().vcpus[0].pio, 7);
+    // The double's worker has this process' pid and another start time: it is not the worker.
+    assert_eq!(stats.process, None);
+    fake.exit(0);
+}
+
+#[tokio::test]
+async fn a_worker_that_speaks_of_devices_that_it_does_not_have_is_not_believed() {
+    let bench = Bench::new();
+    let (vm, fake) = running(&bench, "web").await;
+    for stats in [
+        Stats { nets: vec![NetCounters::default()], ..Default::default() },
+        Stats { vcpus: vec![VcpuCounters::default(); 2], ..Default::default() },
+        Stats { disks: vec![Default::default()], ..Default::default() },
+    ] {
+        let told = while_it_says(&bench, &vm, &fake, Reply::Stats(Box::new(stats))).await;
+        assert_eq!(told.guest, None);
+        assert!(told.unanswered.unwrap().contains("where it has 1, 0 and 0"));
+    }
+    let told = while_it_says(&bench, &vm, &fake, Reply::Done).await;
+    assert!(told.guest.is_none() && told.unanswered.is_some());
+    fake.exit(0);
+}
+
+#[tokio::test]
+async fn a_worker_that_does_not_answer_is_left_out_and_counted_and_the_others_are_told() {
+    let bench = Bench::curt();
+    let (silent, silents) = running(&bench, "silent").await;
+    let (good, goods) = running(&bench, "good").await;
+    let worker = goods.copy();
+    let answering = tokio::task::spawn_blocking(move || worker.answer(&Reply::Stats(Box::default())));
+    let text = exposition(&bench.context, vec![silent, good]).await;
+    answering.await.unwrap();
+    assert!(text.contains("\nvmsup_worker_unanswered 1\n"), "{text}");
+    assert!(text.contains("vmsup_vm_vcpus{vm=\"silent\""), "{text}");
+    (silents.exit(0), goods.exit(0));
+}
+
+#[tokio::test]
+async fn a_vm_that_has_ended_is_asked_nothing_and_the_supervisor_is_told() {
+    let bench = Bench::new();
+    let (vm, fake) = running(&bench, "web").await;
+    fake.exit(0);
+    vm.until_ended().await;
+    bench.context.metrics.started();
+    bench.context.metrics.ended(EndKind::Unhealthy);
+    let text = exposition(&bench.context, vec![vm]).await;
+    for line in [
+        "vmsup_vms{state=\"stopped\"} 1",
+        "vmsup_worker_unanswered 0",
+        "vmsup_jailer_up 1",
+        "vmsup_vms_ended_total{kind=\"unhealthy\"} 1",
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line} in {text}");
+    }
+    assert!(text.contains("vmsup_supervisor_resident_bytes "), "{text}");
+    bench.kill_jailer();
+    let _ = bench.context.jail.alive().wait_for(|alive| !alive).await;
+    assert!(exposition(&bench.context, Vec::new()).await.contains("\nvmsup_jailer_up 0\n"));
+}
