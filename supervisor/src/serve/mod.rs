@@ -241,6 +241,7 @@ fn prepare(
     let host = Host::open(rundir)?;
     let state_dir = options.state_dir.clone().unwrap_or_else(|| paths::state_dir(options.runtime_dir.as_deref()));
     let (store, loaded) = state::Store::open(&state_dir)?;
+    store.keep_open();
     let handles = rundir.handles.try_clone().map_err(|e| ServeError::System("copying an fd", e))?;
     let handles = handle::Handles::new(handles);
     let jailer = match &options.jailer_socket {

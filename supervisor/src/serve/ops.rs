@@ -1,14 +1,14 @@
 //! Operations that take time: each has a number, a stage, a way to be cancelled, and a record of how it ended.
 
-use super::state::{Change, Store};
+use super::state::{self, Change, Store};
 use crate::api::types::{ApiError, Operation, OperationKind, OperationState};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 
-/// How many operations that are over are kept.
-pub const KEPT: usize = 256;
+/// How many operations are kept, those under way apart.
+const KEPT: usize = state::OPERATIONS_KEPT;
 
 /// All operations.
 #[derive(Debug)]
@@ -20,7 +20,25 @@ pub struct Operations {
 #[derive(Debug, Default)]
 struct Inner {
     last: u64,
-    all: BTreeMap<u64, (Operation, watch::Sender<bool>)>,
+    all: BTreeMap<u64, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// As it changes.
+    record: watch::Sender<Operation>,
+    /// Somebody wants its end.
+    cancel: watch::Sender<bool>,
+}
+
+impl Entry {
+    fn new(record: Operation) -> Entry {
+        Entry { record: watch::Sender::new(record), cancel: watch::Sender::new(false) }
+    }
+
+    fn is_running(&self) -> bool {
+        self.record.borrow().state == OperationState::Running
+    }
 }
 
 /// An operation that is under way; where it is dropped without an end, it was cancelled.
@@ -43,7 +61,7 @@ impl Operations {
                 drop(store.write(vec![Change::Operation(operation.clone())]));
             }
             inner.last = inner.last.max(operation.id);
-            inner.all.insert(operation.id, (operation, watch::Sender::new(false)));
+            inner.all.insert(operation.id, Entry::new(operation));
         }
         Arc::new(Operations { inner: Mutex::new(inner), store })
     }
@@ -70,13 +88,11 @@ impl Operations {
             error: None,
         };
         drop(self.store.write(vec![Change::Operation(operation.clone())]));
-        let sender = watch::Sender::new(false);
-        let cancel = sender.subscribe();
-        inner.all.insert(id, (operation, sender));
+        let entry = Entry::new(operation);
+        let cancel = entry.cancel.subscribe();
+        inner.all.insert(id, entry);
         while inner.all.len() > KEPT {
-            let Some(oldest) =
-                inner.all.iter().find(|(_, (op, _))| op.state != OperationState::Running).map(|(id, _)| *id)
-            else {
+            let Some(oldest) = inner.all.iter().find(|(_, entry)| !entry.is_running()).map(|(id, _)| *id) else {
                 break;
             };
             inner.all.remove(&oldest);
@@ -87,19 +103,19 @@ impl Operations {
 
     /// All that are kept, oldest first.
     pub fn list(&self) -> Vec<Operation> {
-        self.lock().all.values().map(|(operation, _)| operation.clone()).collect()
+        self.lock().all.values().map(|entry| entry.record.borrow().clone()).collect()
     }
 
-    /// One of them.
-    pub fn get(&self, id: u64) -> Option<Operation> {
-        self.lock().all.get(&id).map(|(operation, _)| operation.clone())
+    /// One of them, as it changes. Its last state stays, also where it is no longer kept.
+    pub fn get(&self, id: u64) -> Option<watch::Receiver<Operation>> {
+        self.lock().all.get(&id).map(|entry| entry.record.subscribe())
     }
 
     /// Asks for its end; false where it is over, or not there.
     pub fn cancel(&self, id: u64) -> bool {
         match self.lock().all.get(&id) {
-            Some((operation, cancel)) if operation.state == OperationState::Running => {
-                cancel.send_replace(true);
+            Some(entry) if entry.is_running() => {
+                entry.cancel.send_replace(true);
                 true
             }
             _ => false,
@@ -107,11 +123,11 @@ impl Operations {
     }
 
     fn change(&self, id: u64, durable: bool, change: impl FnOnce(&mut Operation)) {
-        if let Some((operation, _)) = self.lock().all.get_mut(&id) {
-            change(operation);
-            if durable {
-                drop(self.store.write(vec![Change::Operation(operation.clone())]));
-            }
+        let inner = self.lock();
+        let Some(entry) = inner.all.get(&id) else { return };
+        entry.record.send_modify(change);
+        if durable {
+            drop(self.store.write(vec![Change::Operation(entry.record.borrow().clone())]));
         }
     }
 }
@@ -168,6 +184,7 @@ fn now_ms() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::types::ErrorCode;
 
     #[tokio::test]
     async fn an_operation_is_cancelled_or_ends_once() {
@@ -188,7 +205,56 @@ mod tests {
         let operations = Operations::new(Vec::new(), Store::in_memory());
         let running = operations.begin(OperationKind::Create, "a", 1, "files");
         let later = Operations::new(operations.list(), Store::in_memory());
-        assert_eq!(later.get(running.id()).unwrap().state, OperationState::Interrupted);
+        assert_eq!(later.get(running.id()).unwrap().borrow().state, OperationState::Interrupted);
         assert_eq!(later.begin(OperationKind::Stop, "a", 1, "guest").id(), running.id() + 1);
+    }
+
+    #[tokio::test]
+    async fn what_is_under_way_is_on_disk_and_interrupted_when_its_supervisor_is_killed() {
+        let temp = crate::serve::testing::TempDir::new();
+        let dir = temp.path().join("state");
+        let (store, _) = Store::open(&dir).unwrap();
+        let operations = Operations::new(Vec::new(), store.clone());
+        operations.begin(OperationKind::Start, "a", 1, "files").end(Ok(()));
+        let error = ApiError { code: ErrorCode::Invalid, message: "no".into(), field: Some("cpus".into()) };
+        operations.begin(OperationKind::Start, "b", 1, "files").end(Err(error.clone()));
+        let running = operations.begin(OperationKind::Create, "c", 1, "files");
+        store.settled().await;
+        drop(operations);
+        store.close();
+        let (store, loaded) = Store::open(&dir).unwrap();
+        let later = Operations::new(loaded.operations, store.clone());
+        let states: Vec<_> = later.list().into_iter().map(|op| (op.vm, op.state, op.error)).collect();
+        let expected = [
+            ("a".to_owned(), OperationState::Done, None),
+            ("b".to_owned(), OperationState::Failed, Some(error)),
+            ("c".to_owned(), OperationState::Interrupted, None),
+        ];
+        assert_eq!(states, expected);
+        assert_eq!(later.begin(OperationKind::Stop, "c", 1, "guest").id(), running.id() + 1);
+        // And that is on disk, too.
+        store.settled().await;
+        drop(later);
+        store.close();
+        let (_, loaded) = Store::open(&dir).unwrap();
+        assert_eq!(loaded.operations[2].state, OperationState::Interrupted);
+        drop(running);
+    }
+
+    #[tokio::test]
+    async fn who_waits_hears_the_end_also_of_an_operation_that_is_no_longer_kept() {
+        let operations = Operations::new(Vec::new(), Store::in_memory());
+        let first = operations.begin(OperationKind::Create, "a", 1, "files");
+        let mut waiting = operations.get(first.id()).unwrap();
+        first.stage("guest", Some(50));
+        assert_eq!(waiting.borrow_and_update().percent, Some(50));
+        let id = first.id();
+        drop(first);
+        for _ in 0..KEPT + 1 {
+            operations.begin(OperationKind::Stop, "b", 1, "guest").end(Ok(()));
+        }
+        assert!(operations.get(id).is_none() && operations.list().len() == KEPT);
+        let end = waiting.wait_for(|op| op.state != OperationState::Running).await.unwrap();
+        assert_eq!(end.state, OperationState::Cancelled);
     }
 }

@@ -10,6 +10,7 @@ use super::readiness::watch;
 use super::registry::Registry;
 use super::vm::{Ask, Vm};
 use super::{Context, Jail, Netd, Ready, ServeError, netd};
+use crate::api::types::EventKind;
 use crate::api::{listen, loopback};
 use std::os::fd::OwnedFd;
 use std::process::Child;
@@ -55,6 +56,11 @@ pub async fn run(ready: Ready) -> Result<(), ServeError> {
     let starts = Arc::new(Semaphore::new(budget.starts));
     let events = Events::new(loaded.events, store.clone());
     let operations = Operations::new(loaded.operations, store.clone());
+    if let Some(trouble) = &loaded.trouble {
+        tracing::error!(trouble, "the state is not as it should be");
+        events.emit(EventKind::StateTrouble, None, trouble.as_str());
+    }
+    tokio::spawn(events.clone().tell_troubles(store.clone()));
     let context = Arc::new(Context {
         host,
         jail,
@@ -96,7 +102,8 @@ pub async fn run(ready: Ready) -> Result<(), ServeError> {
     }
     place.withdraw();
     accepting.abort();
-    let last = async { tokio::join!(connections.all_closed(), context.netd.settled()) };
+    context.events.close();
+    let last = async { tokio::join!(connections.all_closed(), context.netd.settled(), context.store.settled()) };
     let _ = tokio::time::timeout(LAST_ANSWERS, last).await;
     Ok(())
 }

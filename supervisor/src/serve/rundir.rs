@@ -83,7 +83,7 @@ impl RunDir {
 
 /// Opens the directory `name` in `parent`, made where it is not there: a directory, no symbolic link, of this user,
 /// with no right for anybody else. Says whether it was made.
-fn own_dir(parent: impl AsFd, name: &[u8], shown: &Path) -> Result<(OwnedFd, bool), ServeError> {
+pub(super) fn own_dir(parent: impl AsFd, name: &[u8], shown: &Path) -> Result<(OwnedFd, bool), ServeError> {
     let made = match rustix::fs::mkdirat(&parent, name, Mode::RWXU) {
         Ok(()) => true,
         Err(Errno::EXIST) => false,

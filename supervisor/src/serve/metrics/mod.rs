@@ -96,7 +96,7 @@ pub async fn exposition(context: &Arc<Context>, vms: Vec<Arc<Vm>>) -> String {
         ends: ENDS.iter().zip(&metrics.ends).map(|((_, name), n)| (*name, n.load(Ordering::Relaxed))).collect(),
         operations: all.iter().map(|operation| operation.id).max().unwrap_or(0),
         operations_running: all.iter().filter(|operation| operation.state == OperationState::Running).count() as u64,
-        events: *context.events.last().borrow(),
+        events: context.events.count(),
         state_trouble: context.store.trouble().is_some(),
         jailer_up: *context.jail.alive().borrow(),
         process,

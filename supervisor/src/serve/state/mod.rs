@@ -1,20 +1,41 @@
 //! Durable intent: what each VM is, in SQLite. What is true at the moment (pids, sockets, leases) is in a handle file for
 //! each VM ([`super::handle`]) and never here.
 //!
+//! ```text
+//! <state>/vmsup.db        the database
+//! <state>/vmsup.db-wal    its write-ahead log
+//! <state>/lock            held by the supervisor whose state it is
+//! ```
+//!
+//! What was said to be written survives the end of this process, whatever ends it. A host that goes down forgets at most what
+//! was written in the moment before: it is synced at once, but nobody waits for that.
+//!
 //! One thread owns the database: a disk that is slow, full or gone makes nobody wait but who asked to be told when it is
-//! written. A database that cannot be written does not stop a VM; it is said loudly ([`Store::trouble`]), and tried again.
+//! written. A database that cannot be written does not stop a VM; it is said loudly ([`Store::trouble`]), and tried again with
+//! the next change.
 
 use crate::api::types::{Desired, End, Event, Operation};
 use crate::spec::VmSpec;
 use serde::{Deserialize, Serialize};
 
 pub mod hash;
+mod open;
+mod pending;
+mod rows;
+mod schema;
 mod store;
+#[cfg(test)]
+pub(crate) mod store_tests;
+mod writer;
 
 pub use store::{Loaded, StateError, Store};
 
 /// The most ends of a VM that are kept.
 pub const ENDS_MAX: usize = 16;
+/// The most events that are kept.
+pub const EVENTS_KEPT: usize = 4096;
+/// The most operations that are kept, but for those that are under way.
+pub const OPERATIONS_KEPT: usize = 256;
 
 /// What a VM is: one row. Nothing in it is about a process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
