@@ -91,3 +91,90 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::take_kicks;
+    use kvm_ioctls::Kvm;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+    use std::thread::{JoinHandle, spawn, yield_now};
+
+    /// Threads as those of vCPUs: each is often inside for a while, and passes the gate before it goes in again.
+    struct Bench {
+        gate: Arc<Gate>,
+        inside: Arc<AtomicUsize>,
+        entries: Arc<AtomicUsize>,
+        done: Arc<AtomicBool>,
+        threads: Vec<JoinHandle<()>>,
+    }
+
+    impl Bench {
+        fn new(count: u64) -> Self {
+            take_kicks().unwrap();
+            let vm = Kvm::new().unwrap().create_vm().unwrap();
+            let [inside, entries] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
+            let (gate, done) = (Arc::new(Gate::default()), Arc::new(AtomicBool::new(false)));
+            let mut bench = Self { gate, inside, entries, done, threads: Vec::new() };
+            for index in 0..count {
+                let vcpu = vm.create_vcpu(index).unwrap();
+                let (gate, done) = (bench.gate.clone(), bench.done.clone());
+                let (inside, entries) = (bench.inside.clone(), bench.entries.clone());
+                bench.threads.push(spawn(move || {
+                    gate.enroll(Kick::new(&vcpu).unwrap());
+                    while !done.load(Ordering::SeqCst) {
+                        gate.pass();
+                        inside.fetch_add(1, Ordering::SeqCst);
+                        entries.fetch_add(1, Ordering::SeqCst);
+                        // A long way back to the gate.
+                        (0..100).for_each(|_| yield_now());
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                    }
+                }));
+            }
+            while bench.gate.lock().kicks.len() < count as usize {
+                yield_now();
+            }
+            bench
+        }
+
+        fn end(self) {
+            self.done.store(true, Ordering::SeqCst);
+            self.gate.open();
+            self.threads.into_iter().for_each(|thread| thread.join().unwrap());
+        }
+    }
+
+    #[test]
+    fn a_gate_is_not_closed_before_everybody_is_out() {
+        let bench = Bench::new(3);
+        for round in 0..200 {
+            bench.gate.close();
+            assert_eq!(bench.inside.load(Ordering::SeqCst), 0, "round {round}");
+            assert!(bench.gate.is_closed());
+            if round % 2 == 0 {
+                // Closed again before anybody came to run: nobody goes in between.
+                let before = bench.entries.load(Ordering::SeqCst);
+                bench.gate.close();
+                assert_eq!(bench.entries.load(Ordering::SeqCst), before);
+            }
+            bench.gate.open();
+        }
+        bench.end();
+    }
+
+    #[test]
+    fn everybody_goes_on_when_the_gate_opens() {
+        let bench = Bench::new(2);
+        for _ in 0..50 {
+            bench.gate.close();
+            let before = bench.entries.load(Ordering::SeqCst);
+            bench.gate.open();
+            while bench.entries.load(Ordering::SeqCst) < before + 2 {
+                yield_now();
+            }
+        }
+        bench.end();
+    }
+}

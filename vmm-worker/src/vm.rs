@@ -278,6 +278,40 @@ mod tests {
         }
     }
 
+    /// Nothing but what KVM supports, and what `cpuid.rs` adds on purpose; of nested virtualisation nothing.
+    #[test]
+    fn a_vcpu_is_told_of_no_feature_that_kvm_does_not_support() {
+        let device = std::fs::File::options().read(true).write(true).open("/dev/kvm").unwrap();
+        let supported = Offer::ask(&kvm(device.into()).unwrap()).unwrap().cpuid;
+        // As it is passed to KVM: some back ends add to it themselves.
+        let told = cpuid::for_vcpu(&supported, 1, 2, true);
+        let leaf = |list: &CpuId, function, index| {
+            let found = list.as_slice().iter().find(|leaf| (leaf.function, leaf.index) == (function, index));
+            found.map_or([0; 4], |leaf| [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx])
+        };
+        let (ebx, ecx, edx) = (1, 2, 3);
+        for (function, register, added) in [
+            // Added: the deadline timer, which KVM tells otherwise, and that this is a guest.
+            (0x1, ecx, 1 << 24 | 1 << 31),
+            // HTT: two processors.
+            (0x1, edx, 1 << 28),
+            (0x7, ebx, 0),
+            (0x7, ecx, 0),
+            (0x7, edx, 0),
+            // CMP_LEGACY: they are cores.
+            (0x8000_0001, ecx, 1 << 1),
+            (0x8000_0001, edx, 0),
+            (0x8000_0007, edx, 0),
+            (0x8000_0008, ebx, 0),
+            (0x8000_000a, edx, 0),
+        ] {
+            let (told, supported) = (leaf(&told, function, 0)[register], leaf(&supported, function, 0)[register]);
+            assert_eq!(told & !(supported | added), 0, "leaf {function:#x}, register {register}: {told:#x}");
+        }
+        let nested = [leaf(&told, 1, 0)[ecx] & 1 << 5, leaf(&told, 0x8000_0001, 0)[ecx] & 1 << 2];
+        assert_eq!((nested, leaf(&told, 0x8000_000a, 0)), ([0; 2], [0; 4]));
+    }
+
     #[test]
     fn what_is_not_kvm_is_refused() {
         let null = std::fs::File::open("/dev/null").unwrap();

@@ -70,6 +70,26 @@ fn every_vcpu_comes_up() {
     }
 }
 
+/// The row "nested virtualisation in the guest" of the threats. That nothing else is told but what KVM supports is held
+/// against KVM itself (`vm.rs`): a back end that emulates may show features of the processor's own here.
+#[test]
+fn the_guest_sees_no_nested_virtualisation() {
+    let console = run(&Vm::with(guest("cpuid"), 2, 64), exit::SHUTDOWN);
+    let leaf = |function: &str| -> [u32; 4] {
+        let line = console.lines().find_map(|line| line.strip_prefix(&format!("cpuid {function} ")));
+        let words = line.expect("a leaf").split(' ').map(|word| u32::from_str_radix(word, 16).unwrap());
+        words.collect::<Vec<_>>().try_into().unwrap()
+    };
+    let [_, topology, features, _] = leaf("1");
+    assert_eq!((features >> 5 & 1, features >> 31), (0, 1), "no VMX, and a hypervisor: {console}");
+    assert_eq!(topology >> 16, 2, "vCPU 0 of 2: {console}");
+    assert_eq!(leaf("80000001")[2] >> 2 & 1, 0, "no SVM: {console}");
+    let vendor = leaf("0").map(u32::to_le_bytes);
+    if vendor[1..] == [*b"Auth", *b"cAMD", *b"enti"] {
+        assert_eq!(leaf("8000000a"), [0; 4], "nothing of SVM: {console}");
+    }
+}
+
 #[test]
 fn the_guest_has_all_the_memory_that_it_is_told_of() {
     let console = run(&Vm::with(guest("walker"), 1, 24), exit::SHUTDOWN);

@@ -5,7 +5,7 @@ mod common;
 use common::{Vm, Worker, button};
 use policies::Filter;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use vmm_worker::{confine, leave};
 
 /// A thread of KVM's own, which newer kernels put into the process: it runs no code of the worker's.
@@ -59,6 +59,60 @@ fn a_running_worker_holds_no_fd_that_it_does_not_need() {
     assert!(fds.iter().all(|to| known.iter().any(|known| to.starts_with(known))), "{fds:?}");
 }
 
+/// Lets `child` write a core file of any size, and gives it a reason to; true where the kernel says that it wrote one.
+fn dumps_core(child: &mut Child) -> bool {
+    let pid = rustix::process::Pid::from_child(child);
+    let any = rustix::process::Rlimit { current: None, maximum: None };
+    rustix::process::prlimit(Some(pid), rustix::process::Resource::Core, any).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::SEGV).unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(status.signal(), Some(libc::SIGSEGV));
+    status.core_dumped()
+}
+
+/// The row "core dump with guest memory" of the threats, with the jailer's limit of 0 out of the way.
+#[test]
+fn a_worker_that_crashes_leaves_no_core_file() {
+    let mut worker = Worker::start();
+    let vm = Vm::new(button());
+    vm.start_on(&worker.connect()).unwrap();
+    vm.wait_for("button up");
+    assert!(!dumps_core(&mut worker.child));
+    // Any other process would leave one here.
+    let folder = std::env::temp_dir().join(format!("vmm-worker-core-{}", std::process::id()));
+    std::fs::create_dir(&folder).unwrap();
+    let mut other = Command::new("sleep").arg("60").current_dir(&folder).spawn().unwrap();
+    if !dumps_core(&mut other) {
+        println!("SKIPPED a_worker_that_crashes_leaves_no_core_file: this machine writes core files of no process");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+/// And if a core were written all the same, guest RAM would not be in it.
+#[test]
+fn guest_memory_is_marked_as_none_to_dump() {
+    let worker = Worker::start();
+    let vm = Vm::new(button());
+    vm.start_on(&worker.connect()).unwrap();
+    vm.wait_for("button up");
+    let Ok(maps) = std::fs::read_to_string(format!("/proc/{}/smaps", worker.pid())) else {
+        println!(
+            "SKIPPED guest_memory_is_marked_as_none_to_dump: only root reads the mappings of an undumpable process"
+        );
+        return;
+    };
+    let mut ram = 0;
+    // The mappings of memfds: guest RAM, and the console's ring.
+    for mapping in maps.split("VmFlags:").collect::<Vec<_>>().windows(2).filter(|pair| pair[0].contains("/memfd:vm")) {
+        let kib = mapping[0].lines().find_map(|line| line.strip_prefix("Size:")).unwrap();
+        if kib.trim() == "65536 kB" {
+            ram += 1;
+            assert!(mapping[1].lines().next().unwrap().split(' ').any(|flag| flag == "dd"), "{maps}");
+        }
+    }
+    assert_eq!(ram, 1, "{maps}");
+}
+
 /// Runs `body` in a child and gives the signal that killed it.
 fn killed_by(body: impl FnOnce()) -> Option<i32> {
     // SAFETY: the child makes system calls and leaves by _exit; it takes no lock that another thread could hold.
@@ -88,7 +142,7 @@ const ANON: libc::c_long = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as libc::c_
 type Call = (&'static str, libc::c_long, [libc::c_long; 4]);
 
 /// Ways out.
-const FORBIDDEN: [Call; 15] = [
+const FORBIDDEN: [Call; 17] = [
     ("openat", libc::SYS_openat, [0; 4]),
     ("socket", libc::SYS_socket, [1, 1, 0, 0]),
     ("connect", libc::SYS_connect, [0; 4]),
@@ -97,6 +151,8 @@ const FORBIDDEN: [Call; 15] = [
     ("clone", libc::SYS_clone, [0; 4]),
     ("ptrace", libc::SYS_ptrace, [0; 4]),
     ("kill", libc::SYS_kill, [0; 4]),
+    ("tkill", libc::SYS_tkill, [0; 4]),
+    ("tgkill", libc::SYS_tgkill, [0; 4]),
     ("mount", libc::SYS_mount, [0; 4]),
     ("unshare", libc::SYS_unshare, [0; 4]),
     ("bpf", libc::SYS_bpf, [0; 4]),
@@ -107,10 +163,12 @@ const FORBIDDEN: [Call; 15] = [
 ];
 
 /// What a start needs, and a running VM does not.
-const FORBIDDEN_AFTER_THE_START: [Call; 8] = [
+const FORBIDDEN_AFTER_THE_START: [Call; 10] = [
     ("clone3", libc::SYS_clone3, [0; 4]),
     ("seccomp", libc::SYS_seccomp, [1, 0, 0, 0]),
     ("mprotect", libc::SYS_mprotect, [0; 4]),
+    ("timer_create", libc::SYS_timer_create, [1, 0, 0, 0]),
+    ("fcntl F_SETFL", libc::SYS_fcntl, [-1, 4, 0x800, 0]),
     ("ioctl KVM_CREATE_VM", libc::SYS_ioctl, [-1, CREATE_VM, 0, 0]),
     ("ioctl KVM_CREATE_VCPU", libc::SYS_ioctl, [-1, CREATE_VCPU, 0, 0]),
     ("ioctl KVM_SET_USER_MEMORY_REGION", libc::SYS_ioctl, [-1, SET_USER_MEMORY_REGION, 0, 0]),
@@ -151,7 +209,7 @@ fn every_way_out_kills_an_empty_worker() {
 fn a_running_vcpu_may_run_and_nothing_else() {
     // On no fd, so that what is allowed fails and what is not kills.
     for (request, signal) in
-        [(0xae80_i64, None), (0x8090_ae81, None), (0xae00, Some(libc::SIGSYS)), (0, Some(libc::SIGSYS))]
+        [(0xae80_i64, None), (0x8090_ae81, None), (0xaead, None), (0xae00, Some(libc::SIGSYS)), (0, Some(libc::SIGSYS))]
     {
         let killed = killed_by(|| {
             confine::narrow(&policies::WORKER_VCPU);

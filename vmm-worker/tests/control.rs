@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Console, Ended, Peer, Vm, Worker, ask, button, guest, hello};
+use common::{Console, Ended, Peer, Vm, Worker, ask, button, guest, hello, kvm, offer};
 use rustix::net::SendFlags;
 use std::io::Write;
 use std::os::fd::AsFd;
@@ -63,16 +63,11 @@ fn a_worker_is_one_vm_once() {
     assert_eq!(ask(&worker.connect(), &Request::Status), Reply::Status(Status::Running));
 }
 
-fn kvm() -> std::fs::File {
-    std::fs::File::options().read(true).write(true).open("/dev/kvm").expect("/dev/kvm is needed for these tests")
-}
-
 #[test]
 fn what_an_empty_worker_says_of_kvm_starts_it_and_others() {
     let (asked, other) = (Worker::start(), Worker::start());
     let peer = asked.connect();
-    peer.send(&Request::Offer, &[kvm().as_fd()]).unwrap();
-    let Reply::Offer(offer) = peer.receive().expect("an offer").0 else { panic!("an offer") };
+    let offer = offer(&peer);
     assert!(offer.cpuid.iter().any(|entry| entry[0] == 1), "{offer:?}");
     for (peer, worker) in [(other.connect(), other), (peer, asked)] {
         let mut vm = Vm::new(hello());

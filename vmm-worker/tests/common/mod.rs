@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
-use worker_api::{NAME, Reply, Request, StartFailure, StartSpec, Timings, VERSION, console};
+use std::time::Duration;
+use worker_api::{NAME, Offer, Reply, Request, StartFailure, StartSpec, Timings, VERSION, console};
 
 pub type Peer = ipc::Channel<Request, Reply>;
 
@@ -37,6 +38,18 @@ impl Ended {
     pub fn with_status(status: i32) -> Self {
         Ended { status: Some(status), signal: None, words: String::new() }
     }
+}
+
+/// `/dev/kvm`, as a supervisor opens it.
+pub fn kvm() -> File {
+    File::options().read(true).write(true).open("/dev/kvm").expect("/dev/kvm is needed for these tests")
+}
+
+/// What a worker that is still empty says that KVM offers.
+pub fn offer(peer: &Peer) -> Offer {
+    peer.send(&Request::Offer, &[kvm().as_fd()]).unwrap();
+    let Reply::Offer(offer) = peer.receive().expect("an offer").0 else { panic!("an offer") };
+    offer
 }
 
 /// A request without fds, and its reply.
@@ -101,9 +114,11 @@ impl Worker {
         peer
     }
 
-    /// A connection that has said nothing yet.
+    /// A connection that has said nothing yet, and that waits a minute at most.
     pub fn connect_raw(&self) -> OwnedFd {
+        use rustix::net::sockopt::{Timeout, set_socket_timeout};
         let socket = seqpacket();
+        set_socket_timeout(&socket, Timeout::Recv, Some(Duration::from_secs(60))).unwrap();
         rustix::net::connect(&socket, &rustix::net::SocketAddrUnix::new(&self.socket).unwrap()).unwrap();
         socket
     }
@@ -190,7 +205,6 @@ impl Vm {
             nets: Vec::new(),
             offer: None,
         };
-        let kvm = File::options().read(true).write(true).open("/dev/kvm").expect("/dev/kvm is needed for these tests");
         let ring = sealed_memfd(console::RING_BYTES);
         let notify = File::from(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).unwrap());
         // The guest's end can be written as well: while the worker holds it, the pipe never ends.
@@ -198,7 +212,7 @@ impl Vm {
         let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
         let input_both = File::options().read(true).write(true).open(path).unwrap();
         let fds = vec![
-            kvm.into(),
+            kvm().into(),
             sealed_memfd(u64::from(memory_mib) << 20),
             ring.try_clone().unwrap(),
             notify.try_clone().unwrap().into(),
