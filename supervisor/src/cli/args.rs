@@ -171,6 +171,30 @@ pub enum Command {
         #[command(flatten)]
         json: Json,
     },
+    /// Show what VMs use: processor, memory, disks, networks.
+    ///
+    /// Rates are of one second, which this command takes. CPU is that of the VM's whole process, its guest included; 100 is
+    /// one CPU. STEAL is the time that its vCPUs waited for a CPU of the host. MEMORY is what the host has given to the VM
+    /// until now. EXITS and all that is right of them are counted by the VM's own process, which is not trusted. With --json:
+    /// the counters themselves, once.
+    #[command(after_help = "Examples:\n  vmsup stats\n  vmsup stats web1 web2\n  vmsup stats --json")]
+    Stats {
+        /// Names or ids of VMs; all that run, where there is none.
+        #[arg(value_name = "VM", value_parser = vm_name)]
+        vms: Vec<String>,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Watch what VMs use, live.
+    ///
+    /// Keys: < and > choose the column to sort by (or n, c, m, e, u: name, CPU, memory, exits, up), r turns the order, / filters
+    /// by name, arrows choose a VM, Enter shows its last minutes, q leaves.
+    #[command(after_help = "Examples:\n  vmsup top\n  vmsup top --once | head -5")]
+    Top {
+        /// Print one frame as plain text, after a second.
+        #[arg(long)]
+        once: bool,
+    },
     /// Networks: which there are, who has which address in them, what they carry.
     ///
     /// A VM joins a network by `"nets": [ { "network": "default" } ]` in its file. Networks are declared by the host's

@@ -17,12 +17,15 @@ mod inspect;
 mod keys;
 mod net;
 mod output;
+mod rates;
 mod run;
 mod sanitize;
 mod serve;
 mod session;
 mod signals;
+mod stats;
 mod terminal;
+mod top;
 mod vms;
 
 use args::{Cli, Command, Net};
@@ -59,6 +62,8 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Diff(args) => diff::diff(&client, &args),
         Command::Rm { vm, force } => vms::rm(&client, &vm.vm, force),
         Command::Wait { vm, json } => vms::end(&client, &vm.vm, vms::How::Wait, json.json),
+        Command::Stats { vms, json } => stats::stats(&client, &vms, json.json),
+        Command::Top { once } => top::top(&client, once),
         Command::Net { what: Net::Ls { json } } => net::ls(&client, json.json),
         Command::Net { what: Net::Leases { json } } => net::leases(&client, json.json),
         Command::Net { what: Net::Stats { vm, json } } => net::stats(&client, &vm.vm, json.json),
