@@ -32,6 +32,7 @@ mod jail;
 mod jailer;
 pub mod lifecycle;
 mod listening;
+mod log;
 mod memfd;
 pub(crate) mod metrics;
 #[cfg(test)]
@@ -201,7 +202,7 @@ pub fn serve(options: ServeOptions) -> Result<(), ServeError> {
     let socket = options.socket.clone().unwrap_or_else(|| dir.join(paths::API_SOCKET));
     let rundir = rundir::RunDir::take(&dir, &socket)?;
     let starter = if options.background { Some(background::leave_terminal(&dir.join(paths::LOG_FILE))?) } else { None };
-    log_to(starter.as_ref())?;
+    log::begin(starter.as_ref().map(|starter| starter.log()).transpose()?);
     let result = prepare(&options, &rundir, &socket, starter.as_ref()).and_then(|(runtime, ready)| {
         let result = confined(&runtime, ready, &socket, starter);
         // Whatever a thread still waits for (a hung file system) ends with the process.
@@ -299,17 +300,4 @@ fn confined(
     }
     tracing::info!(socket = %socket.display(), jailer = ready.jailer.facts.pid, "serving");
     runtime.block_on(run::run(ready))
-}
-
-/// The log goes to the file in the background, else to stderr; `VMSUP_LOG` chooses what (default: `info`).
-fn log_to(starter: Option<&background::Starter>) -> Result<(), ServeError> {
-    use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_env("VMSUP_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_ansi(false);
-    // A subscriber that is there already (a test's) stays.
-    let _ = match starter {
-        Some(starter) => builder.with_writer(std::sync::Mutex::new(std::fs::File::from(starter.log()?))).try_init(),
-        None => builder.with_writer(std::io::stderr).try_init(),
-    };
-    Ok(())
 }
