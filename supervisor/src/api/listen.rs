@@ -27,6 +27,27 @@ pub struct Caller {
     pub uid: u32,
     /// The place among the connections; given back when the last copy goes.
     _place: Arc<OwnedSemaphorePermit>,
+    /// The places of those who wait.
+    waiting: Arc<Semaphore>,
+}
+
+impl Caller {
+    /// Whether what belongs to `owner` is this caller's business: their own, and all of it to root and to the supervisor's own
+    /// user, who could read it anyway.
+    pub fn sees(&self, owner: u32, context: &Context) -> bool {
+        self.uid == owner || may(self.uid, context.host.uid)
+    }
+
+    /// A place among those whose answers come when something happens.
+    ///
+    /// # Errors
+    /// All of them are taken; the other connections are for who gets an answer at once.
+    pub fn waits(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        self.waiting.clone().try_acquire_owned().map_err(|_| {
+            let message = "too many clients follow events or wait for operations already; end some of them";
+            Refusal::new(ErrorCode::Unavailable, message)
+        })
+    }
 }
 
 /// The places of all connections, waiting and attached ones included. The next ones wait in the socket's backlog.
@@ -34,12 +55,15 @@ pub struct Caller {
 pub struct Connections {
     places: Arc<Semaphore>,
     count: usize,
+    /// Half of them.
+    waiting: Arc<Semaphore>,
 }
 
 impl Connections {
     /// `count` places.
     pub fn new(count: usize) -> Connections {
-        Connections { places: Arc::new(Semaphore::new(count)), count }
+        let half = Arc::new(Semaphore::new(count.div_ceil(2)));
+        Connections { places: Arc::new(Semaphore::new(count)), count, waiting: half }
     }
 
     /// Waits until no connection is left.
@@ -59,7 +83,8 @@ pub async fn accept(listener: UnixListener, context: Arc<Context>, connections: 
                 exhausted = false;
                 match stream.peer_cred() {
                     Ok(peer) if may(peer.uid(), context.host.uid) => {
-                        let caller = Caller { uid: peer.uid(), _place: Arc::new(place) };
+                        let waiting = connections.waiting.clone();
+                        let caller = Caller { uid: peer.uid(), _place: Arc::new(place), waiting };
                         tokio::spawn(serve(stream, router.clone(), caller));
                     }
                     Ok(peer) => drop(tokio::spawn(refuse(stream, peer.uid(), place))),
@@ -116,6 +141,20 @@ mod tests {
     fn the_supervisors_user_and_root_may_and_nobody_else() {
         assert!(may(1000, 1000) && may(0, 1000) && may(0, 0));
         assert!(!may(1001, 1000) && !may(1000, 0));
+    }
+
+    #[tokio::test]
+    async fn a_caller_sees_their_own_and_the_supervisors_user_sees_all() {
+        let bench = crate::serve::testing::Bench::new();
+        let own = bench.context.host.uid;
+        let caller = async |uid| {
+            let place = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
+            Caller { uid, _place: Arc::new(place), waiting: Arc::new(Semaphore::new(1)) }
+        };
+        let (tenant, other) = (own + 77, own + 78);
+        assert!(caller(tenant).await.sees(tenant, &bench.context));
+        assert!(!caller(tenant).await.sees(other, &bench.context) && !caller(tenant).await.sees(own, &bench.context));
+        assert!(caller(own).await.sees(tenant, &bench.context) && caller(0).await.sees(tenant, &bench.context));
     }
 
     #[tokio::test]

@@ -9,12 +9,14 @@ use axum::routing::{get, post};
 use std::sync::Arc;
 
 pub(crate) mod error;
+pub(crate) mod events;
 pub(crate) mod handlers;
 pub(crate) mod listen;
 pub mod loopback;
 pub(crate) mod metrics;
 pub(crate) mod nets;
 pub(crate) mod openapi;
+pub(crate) mod ops;
 pub mod types;
 
 use crate::serve::Context;
@@ -44,6 +46,9 @@ pub(crate) fn router(context: Arc<Context>) -> Router {
         .route("/v1/vms/{vm}/stats", get(metrics::vm_stats))
         .route("/v1/stats", get(metrics::stats))
         .route("/metrics", get(metrics::prometheus))
+        .route("/v1/events", get(events::events))
+        .route("/v1/ops", get(ops::list))
+        .route("/v1/ops/{id}", get(ops::operation).delete(ops::cancel))
         .route("/v1/networks", get(nets::networks))
         .route("/v1/leases", get(nets::leases))
         .fallback(handlers::no_such_route)
@@ -51,6 +56,8 @@ pub(crate) fn router(context: Arc<Context>) -> Router {
         .with_state(context)
 }
 
+#[cfg(test)]
+mod events_tests;
 #[cfg(test)]
 mod net_tests;
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The OpenAPI document, made from the handlers' own annotations.
 
-use super::{handlers, metrics, nets};
+use super::{events, handlers, metrics, nets, ops};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
@@ -26,6 +26,10 @@ use utoipa::OpenApi;
         metrics::vm_stats,
         metrics::stats,
         metrics::prometheus,
+        events::events,
+        ops::list,
+        ops::operation,
+        ops::cancel,
         nets::net_stats,
         nets::networks,
         nets::leases,

@@ -12,7 +12,7 @@ use utoipa::OpenApi;
 
 pub(super) struct Server {
     pub bench: Bench,
-    socket: PathBuf,
+    pub socket: PathBuf,
 }
 
 /// An answer: status, head, body.
@@ -20,7 +20,7 @@ pub(super) struct Server {
 pub(super) struct Answer {
     pub status: u16,
     head: String,
-    body: Vec<u8>,
+    pub body: Vec<u8>,
 }
 
 impl Answer {
@@ -143,6 +143,10 @@ async fn every_route_is_documented_and_every_documented_route_is_there() {
         ("GET", "/v1/vms/{vm}/stats"),
         ("GET", "/v1/stats"),
         ("GET", "/metrics"),
+        ("GET", "/v1/events"),
+        ("GET", "/v1/ops"),
+        ("GET", "/v1/ops/{id}"),
+        ("DELETE", "/v1/ops/{id}"),
         ("GET", "/v1/networks"),
         ("GET", "/v1/leases"),
     ]
@@ -162,8 +166,7 @@ async fn every_route_is_documented_and_every_documented_route_is_there() {
     }
     // The document names the types that are sent.
     let schemas = &document["components"]["schemas"];
-    let names =
-        "VmInfo VmSummary VmSpec ApiError CreateRequest StopRequest VersionInfo VmNet Network LeaseEntry NetStats";
+    let names = "VmInfo VmSummary VmSpec ApiError CreateRequest StopRequest VersionInfo VmNet Network LeaseEntry NetStats Event Operation";
     for name in names.split(' ') {
         assert!(schemas[name].is_object(), "{name}");
     }

@@ -24,6 +24,7 @@ use std::path::PathBuf;
   vmsup inspect web1                    see what its process may do
   vmsup stop web1                       press its power button
   vmsup net ls                          networks that your VMs may be in
+  vmsup events -f                       see what happens, as it happens
 
 Exit status: 0 done, 1 failed, 2 wrong input (a file or an argument)."
 )]
@@ -195,6 +196,46 @@ pub enum Command {
         #[arg(long)]
         once: bool,
     },
+    /// Show what happened: to your VMs, and to the supervisor.
+    ///
+    /// A line for each event: when (UTC), what, to which VM, why. The last 4096 are kept, also across restarts of the
+    /// supervisor. With --follow the command goes on with what comes, and with the next supervisor where this one goes. A
+    /// reader that is too slow is told how much it lost (`lost`).
+    #[command(after_help = "Examples:
+  vmsup events                       what is kept
+  vmsup events -f --vm web1          what happens to web1 from now on, and what did
+  vmsup events --json | tail -1 | jq .cursor
+  vmsup events --after CURSOR        what came behind that")]
+    Events {
+        /// Go on with what comes.
+        #[arg(short, long)]
+        follow: bool,
+        /// Begin behind this cursor (`cursor` of an event with --json).
+        #[arg(long, value_name = "CURSOR")]
+        after: Option<u64>,
+        /// Only what is about this VM: its name or id.
+        #[arg(long, value_name = "VM", value_parser = vm_name)]
+        vm: Option<String>,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// List operations: those under way, and the last that are over.
+    ///
+    /// Starting, stopping, changing and removing a VM is an operation each. One that was under way when its supervisor was
+    /// killed is `interrupted`.
+    #[command(
+        args_conflicts_with_subcommands = true,
+        after_help = "Examples:
+  vmsup ops               what is being done
+  vmsup ops cancel 12     end the start of a VM that takes too long; nothing of it is left
+  vmsup ops wait 12       wait for the end of it"
+    )]
+    Ops {
+        #[command(subcommand)]
+        what: Option<Ops>,
+        #[command(flatten)]
+        json: Json,
+    },
     /// Networks: which there are, who has which address in them, what they carry.
     ///
     /// A VM joins a network by `"nets": [ { "network": "default" } ]` in its file. Networks are declared by the host's
@@ -251,6 +292,29 @@ Example:\n  VMSUP_LOG=debug vmsup serve")]
         /// The directory; it is made if it is not there.
         #[arg(value_hint = ValueHint::DirPath)]
         dir: PathBuf,
+    },
+}
+
+/// What can be done about an operation.
+#[derive(Debug, Subcommand)]
+pub enum Ops {
+    /// Cancel an operation that is under way, and wait until nothing of it is left.
+    ///
+    /// Exit status: 0 when it was cancelled, 1 when it was over before.
+    Cancel {
+        /// Its number.
+        id: u64,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Wait for an operation's end.
+    ///
+    /// Exit status: 0 when it was done, 1 when it failed or was cancelled.
+    Wait {
+        /// Its number.
+        id: u64,
+        #[command(flatten)]
+        json: Json,
     },
 }
 

@@ -5,7 +5,7 @@
 
 use super::background;
 use super::failure::{BAD_INPUT, FAILED, Failure};
-use super::http::{Connection, Response, Upgrade, segment};
+use super::http::{self, Connection, Response, Streamed, Upgrade, segment};
 use serde::de::DeserializeOwned;
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -176,6 +176,21 @@ impl Api {
         self.0.stream().set_read_timeout(None).map_err(|e| gone(&e))
     }
 
+    /// Asks for a stream of JSON objects, one a line.
+    ///
+    /// # Errors
+    /// What the supervisor says.
+    pub fn lines(mut self, target: &str) -> Result<Lines, CallError> {
+        self.ask("GET", target, None::<&()>)?;
+        match self.0.receive_lines().map_err(|e| gone(&e))? {
+            Streamed::Lines(lines) => Ok(Lines(lines)),
+            Streamed::Refused(response) => Err(match success(response) {
+                Err(error) => error,
+                Ok(_) => garbled("an answer that is no stream"),
+            }),
+        }
+    }
+
     /// Makes this connection the console of `vm`.
     ///
     /// # Errors
@@ -193,6 +208,21 @@ impl Api {
                 Ok(_) => garbled("an answer that is no console"),
             }),
         }
+    }
+}
+
+/// A stream of JSON objects.
+#[derive(Debug)]
+pub struct Lines(http::Lines);
+
+impl Lines {
+    /// The next one; none where the supervisor has no more.
+    ///
+    /// # Errors
+    /// The supervisor is gone.
+    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, CallError> {
+        let Some(line) = self.0.next().map_err(|e| gone(&e))? else { return Ok(None) };
+        serde_json::from_slice(&line).map(Some).map_err(|e| garbled(&e.to_string()))
     }
 }
 

@@ -14,6 +14,9 @@ const HEADERS_MAX: usize = 32;
 /// The most bytes of a body; a console's whole log is 256 KiB, a list of 4096 VMs about 2 MiB.
 const BODY_MAX: usize = 16 * 1024 * 1024;
 
+/// The most bytes of lines that are waited for: many times what a supervisor sends at once.
+const LINE_MAX: usize = 1024 * 1024;
+
 /// One connection, used for one request after the other.
 #[derive(Debug)]
 pub struct Connection {
@@ -46,6 +49,47 @@ pub enum Upgrade {
     Stream(UnixStream, Vec<u8>),
     /// Another answer than 101.
     Refused(Response),
+}
+
+/// The answer to a request whose body comes line by line.
+#[derive(Debug)]
+pub enum Streamed {
+    /// It comes.
+    Lines(Lines),
+    /// Another answer than 200.
+    Refused(Response),
+}
+
+/// A body that comes line by line, for as long as its sender likes.
+#[derive(Debug)]
+pub struct Lines {
+    connection: Connection,
+    /// Bytes of the body that came and are not used yet.
+    unread: Vec<u8>,
+    over: bool,
+}
+
+impl Lines {
+    /// The next line, without its end; none at the body's end.
+    ///
+    /// # Errors
+    /// As [`Connection::receive`]; a line without an end.
+    pub fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
+        loop {
+            if let Some(at) = self.unread.iter().position(|byte| *byte == b'\n') {
+                let mut line: Vec<u8> = self.unread.drain(..=at).collect();
+                line.pop();
+                return Ok(Some(line));
+            }
+            if self.over {
+                return if self.unread.is_empty() { Ok(None) } else { Err(invalid("a line without an end")) };
+            }
+            match self.connection.chunk(LINE_MAX.saturating_sub(self.unread.len()))? {
+                Some(chunk) => self.unread.extend(chunk),
+                None => self.over = true,
+            }
+        }
+    }
 }
 
 impl Connection {
@@ -81,16 +125,23 @@ impl Connection {
     pub fn receive(&mut self) -> io::Result<Response> {
         let (status, headers) = self.head()?;
         let mut response = Response { status, headers, body: Vec::new() };
-        let chunked = response.header("transfer-encoding").is_some_and(|v| v.eq_ignore_ascii_case("chunked"));
-        let length = response.header("content-length").map(|v| v.parse::<usize>());
-        response.body = match length {
-            _ if status == 204 || status == 304 || status < 200 => Vec::new(),
-            _ if chunked => self.chunks()?,
-            Some(Ok(length)) if length <= BODY_MAX => self.exactly(length)?,
-            Some(_) => return Err(invalid("a body of an impossible length")),
-            None => return Err(invalid("a body without a length")),
-        };
+        response.body = self.body(&response)?;
         Ok(response)
+    }
+
+    /// Receives the head of the answer to the request sent before, and its body line by line where it is a success.
+    ///
+    /// # Errors
+    /// As [`Connection::receive`].
+    pub fn receive_lines(mut self) -> io::Result<Streamed> {
+        let (status, headers) = self.head()?;
+        let mut response = Response { status, headers, body: Vec::new() };
+        let chunked = response.header("transfer-encoding").is_some_and(|v| v.eq_ignore_ascii_case("chunked"));
+        if chunked && status == 200 {
+            return Ok(Streamed::Lines(Lines { connection: self, unread: Vec::new(), over: false }));
+        }
+        response.body = self.body(&response)?;
+        Ok(Streamed::Refused(response))
     }
 
     /// Sends a request that makes the connection a stream of `protocol`, and receives the answer.
@@ -106,6 +157,17 @@ impl Connection {
             101 => Upgrade::Stream(self.stream, self.unread),
             _ => Upgrade::Refused(response),
         })
+    }
+
+    fn body(&mut self, response: &Response) -> io::Result<Vec<u8>> {
+        let chunked = response.header("transfer-encoding").is_some_and(|v| v.eq_ignore_ascii_case("chunked"));
+        match response.header("content-length").map(|v| v.parse::<usize>()) {
+            _ if response.status == 204 || response.status == 304 || response.status < 200 => Ok(Vec::new()),
+            _ if chunked => self.chunks(),
+            Some(Ok(length)) if length <= BODY_MAX => self.exactly(length),
+            Some(_) => Err(invalid("a body of an impossible length")),
+            None => Err(invalid("a body without a length")),
+        }
     }
 
     fn head(&mut self) -> io::Result<(u16, Vec<(String, String)>)> {
@@ -135,26 +197,29 @@ impl Connection {
 
     fn chunks(&mut self) -> io::Result<Vec<u8>> {
         let mut body = Vec::new();
-        loop {
-            let (used, size) = loop {
-                match httparse::parse_chunk_size(&self.unread) {
-                    Ok(httparse::Status::Complete((used, size))) => break (used, usize::try_from(size)),
-                    Ok(httparse::Status::Partial) if self.unread.len() <= HEAD_MAX => self.fill()?,
-                    _ => return Err(invalid("a chunk without a size")),
-                }
-            };
-            let size =
-                size.ok().filter(|s| s + body.len() <= BODY_MAX).ok_or_else(|| invalid("a body without an end"))?;
-            self.unread.drain(..used);
-            body.extend(self.exactly(size)?);
-            // No trailers are asked for, so none come: each chunk, the last one too, is followed by an empty line.
-            if self.exactly(2)? != b"\r\n" {
-                return Err(invalid("a chunk of another size than it says"));
-            }
-            if size == 0 {
-                return Ok(body);
-            }
+        while let Some(chunk) = self.chunk(BODY_MAX - body.len())? {
+            body.extend(chunk);
         }
+        Ok(body)
+    }
+
+    /// The next chunk of a body; none at its end.
+    fn chunk(&mut self, max: usize) -> io::Result<Option<Vec<u8>>> {
+        let (used, size) = loop {
+            match httparse::parse_chunk_size(&self.unread) {
+                Ok(httparse::Status::Complete((used, size))) => break (used, usize::try_from(size)),
+                Ok(httparse::Status::Partial) if self.unread.len() <= HEAD_MAX => self.fill()?,
+                _ => return Err(invalid("a chunk without a size")),
+            }
+        };
+        let size = size.ok().filter(|size| *size <= max).ok_or_else(|| invalid("a body without an end"))?;
+        self.unread.drain(..used);
+        let chunk = self.exactly(size)?;
+        // No trailers are asked for, so none come: each chunk, the last one too, is followed by an empty line.
+        if self.exactly(2)? != b"\r\n" {
+            return Err(invalid("a chunk of another size than it says"));
+        }
+        Ok((size > 0).then_some(chunk))
     }
 
     fn fill(&mut self) -> io::Result<()> {
@@ -230,6 +295,36 @@ mod tests {
     fn a_chunked_body_is_joined() {
         let script = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n";
         assert_eq!(body_of(script).unwrap(), b"abcde");
+    }
+
+    #[test]
+    fn a_body_comes_line_by_line_however_it_was_cut() {
+        let lines = |script: &[u8]| {
+            let (mut connection, theirs) = answered(script);
+            connection.send("GET", "/", None).unwrap();
+            let Ok(Streamed::Lines(mut lines)) = connection.receive_lines() else { panic!("no lines") };
+            let mut all = Vec::new();
+            let end = loop {
+                match lines.next() {
+                    Ok(Some(line)) => all.push(String::from_utf8(line).unwrap()),
+                    end => break end.map(drop),
+                }
+            };
+            drop(theirs);
+            (all.join(" "), end.map_err(|e| e.kind()))
+        };
+        const HEAD: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let good = format!("{HEAD}3\r\na\nb\r\n4\r\nc\n\nd\r\n1\r\n\n\r\n0\r\n\r\n");
+        assert_eq!(lines(good.as_bytes()), ("a bc  d".into(), Ok(())));
+        let cut = format!("{HEAD}2\r\na\n\r\n");
+        assert_eq!(lines(cut.as_bytes()), ("a".into(), Err(io::ErrorKind::UnexpectedEof)));
+        let unended = format!("{HEAD}1\r\na\r\n0\r\n\r\n");
+        assert_eq!(lines(unended.as_bytes()), (String::new(), Err(io::ErrorKind::InvalidData)));
+        let endless = format!("{HEAD}ffffff\r\n");
+        assert_eq!(lines(endless.as_bytes()), (String::new(), Err(io::ErrorKind::InvalidData)));
+        let (mut connection, _theirs) = answered(b"HTTP/1.1 503 No\r\nContent-Length: 1\r\n\r\nx");
+        connection.send("GET", "/", None).unwrap();
+        assert!(matches!(connection.receive_lines(), Ok(Streamed::Refused(r)) if r.status == 503 && r.body == b"x"));
     }
 
     #[test]

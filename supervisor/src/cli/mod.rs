@@ -11,11 +11,13 @@ mod client;
 mod diff;
 mod doctor;
 mod documents;
+mod events;
 mod failure;
 mod http;
 mod inspect;
 mod keys;
 mod net;
+mod ops;
 mod output;
 mod rates;
 mod run;
@@ -28,7 +30,7 @@ mod terminal;
 mod top;
 mod vms;
 
-use args::{Cli, Command, Net};
+use args::{Cli, Command, Net, Ops};
 use clap::{CommandFactory, Parser};
 use client::Client;
 use failure::Failure;
@@ -64,6 +66,12 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Wait { vm, json } => vms::end(&client, &vm.vm, vms::How::Wait, json.json),
         Command::Stats { vms, json } => stats::stats(&client, &vms, json.json),
         Command::Top { once } => top::top(&client, once),
+        Command::Events { follow, after, vm, json } => {
+            events::events(&client, &events::Options { follow, after, vm, json: json.json })
+        }
+        Command::Ops { what: None, json } => ops::ls(&client, json.json),
+        Command::Ops { what: Some(Ops::Wait { id, json }), .. } => ops::wait(&client, id, json.json),
+        Command::Ops { what: Some(Ops::Cancel { id, json }), .. } => ops::cancel(&client, id, json.json),
         Command::Net { what: Net::Ls { json } } => net::ls(&client, json.json),
         Command::Net { what: Net::Leases { json } } => net::leases(&client, json.json),
         Command::Net { what: Net::Stats { vm, json } } => net::stats(&client, &vm.vm, json.json),

@@ -64,7 +64,7 @@ metrics! {
     SupervisorResident "vmsup_supervisor_resident_bytes" Gauge [] "Memory of the supervisor itself.";
     JailerUp "vmsup_jailer_up" Gauge [] "1 while the jailer lives; without one no VM can be started.";
     StateTrouble "vmsup_state_trouble" Gauge [] "1 while the durable state cannot be written.";
-    Events "vmsup_events_total" Counter [] "Cursor of the last event; goes on across restarts of the supervisor.";
+    Events "vmsup_events_total" Counter [] "Events since this supervisor began.";
     Operations "vmsup_operations_total" Counter [] "Number of the last operation; goes on across restarts of the supervisor.";
     OperationsRunning "vmsup_operations_running" Gauge [] "Operations under way.";
     Starts "vmsup_vms_started_total" Counter [] "Times that a VM's vCPUs began to run under this supervisor.";
