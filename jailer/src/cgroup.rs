@@ -3,6 +3,8 @@
 //! A directory is used where the jailer was told to (`--cgroup`), or where it is alone in its own, as in a scope with
 //! Delegate=yes: then it moves into a leaf of its own first, because a cgroup with controllers for children has no
 //! processes itself. Other processes are never moved.
+//!
+//! A jailer that comes after a killed one finds the leaves of the workers that go on, and keeps them.
 
 use jail_spec::{CgroupLimits, Slot};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -24,11 +26,11 @@ pub struct Leaf {
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 
 impl Delegated {
-    /// Finds and prepares the directory.
+    /// Finds and prepares the directory. Leaves of slots that are `vacant` are a predecessor's leftovers.
     ///
     /// # Errors
     /// Why there is none: a sentence without a final full stop.
-    pub fn prepare(told: Option<&Path>) -> Result<Delegated, String> {
+    pub fn prepare(told: Option<&Path>, vacant: impl Fn(Slot) -> bool) -> Result<Delegated, String> {
         let path = match told {
             Some(path) => path.to_owned(),
             None => own_if_alone()?,
@@ -47,7 +49,7 @@ impl Delegated {
         }
         write(&path.join("cgroup.subtree_control"), "+cpu +memory +pids")?;
         let delegated = Delegated { path };
-        delegated.remove_leftovers();
+        delegated.remove_leftovers(vacant);
         Ok(delegated)
     }
 
@@ -63,18 +65,27 @@ impl Delegated {
     pub fn leaf(&self, slot: Slot) -> Result<Leaf, String> {
         let path = self.path.join(format!("w{}", slot.0));
         make_directory(&path)?;
-        let fd = rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|e| format!("{}: {e}", path.display()))?;
-        Ok(Leaf { path, fd })
+        Leaf::open(path)
+    }
+
+    /// The leaf of `slot`, where process `pid` is in it: the worker's that a predecessor put there.
+    pub fn leaf_of(&self, slot: Slot, pid: i32) -> Option<Leaf> {
+        let path = self.path.join(format!("w{}", slot.0));
+        let pids = std::fs::read_to_string(path.join("cgroup.procs")).ok()?;
+        let pid = pid.to_string();
+        if !pids.lines().any(|line| line == pid) {
+            return None;
+        }
+        Leaf::open(path).ok()
     }
 
     /// Kills what still lives in leaves that a predecessor left (its uid may be another VM's next), and removes them; one
     /// whose processes take their time stays until the next start.
-    fn remove_leftovers(&self) {
+    fn remove_leftovers(&self, vacant: impl Fn(Slot) -> bool) {
         for entry in std::fs::read_dir(&self.path).into_iter().flatten().flatten() {
             let name = entry.file_name();
-            let ours = name.to_str().and_then(|n| n.strip_prefix('w')).is_some_and(|n| n.parse::<u32>().is_ok());
-            if ours {
+            let slot = name.to_str().and_then(|n| n.strip_prefix('w')).and_then(|n| n.parse::<u32>().ok());
+            if slot.is_some_and(|slot| vacant(Slot(slot))) {
                 let _ = std::fs::write(entry.path().join("cgroup.kill"), "1");
                 let _ = std::fs::remove_dir(entry.path());
             }
@@ -83,17 +94,35 @@ impl Delegated {
 }
 
 impl Leaf {
+    fn open(path: PathBuf) -> Result<Leaf, String> {
+        let fd = rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|e| format!("{}: {e}", path.display()))?;
+        Ok(Leaf { path, fd })
+    }
+
     /// For `CLONE_INTO_CGROUP`.
     pub fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 
-    /// Writes the limits.
+    /// Writes the limits to a leaf that has none yet.
     ///
     /// # Errors
     /// A sentence without a final full stop.
     pub fn limit(&self, limits: &CgroupLimits) -> Result<(), String> {
-        for (file, value) in files(limits) {
+        self.write_all(files(limits).into_iter().filter_map(|(file, value)| Some((file, value?))))
+    }
+
+    /// Writes the limits in place of others, and lifts what is not limited any more.
+    ///
+    /// # Errors
+    /// A sentence without a final full stop.
+    pub fn limit_anew(&self, limits: &CgroupLimits) -> Result<(), String> {
+        self.write_all(files(limits).into_iter().map(|(file, value)| (file, value.unwrap_or_else(|| "max".into()))))
+    }
+
+    fn write_all(&self, files: impl Iterator<Item = (&'static str, String)>) -> Result<(), String> {
+        for (file, value) in files {
             let path = self.path.join(file);
             // A kernel without swap accounting has no swap to account for here.
             if file == "memory.swap.max" && !path.exists() {
@@ -112,21 +141,15 @@ impl Drop for Leaf {
     }
 }
 
-/// The files of the limits, and what is written to them.
-fn files(limits: &CgroupLimits) -> Vec<(&'static str, String)> {
-    let mut files = Vec::new();
-    if let Some(bytes) = limits.memory_max {
-        files.push(("memory.max", bytes.to_string()));
+/// The files of the limits, and what is written to them; `None`: no limit, which is what a new leaf has.
+fn files(limits: &CgroupLimits) -> [(&'static str, Option<String>); 4] {
+    [
+        ("memory.max", limits.memory_max.map(|bytes| bytes.to_string())),
         // Without this the limit would only move guest memory to the host's swap.
-        files.push(("memory.swap.max", "0".into()));
-    }
-    if let Some(threads) = limits.pids_max {
-        files.push(("pids.max", threads.to_string()));
-    }
-    if let Some(percent) = limits.cpu_percent {
-        files.push(("cpu.max", format!("{} 100000", u64::from(percent) * 1000)));
-    }
-    files
+        ("memory.swap.max", limits.memory_max.map(|_| "0".into())),
+        ("pids.max", limits.pids_max.map(|threads| threads.to_string())),
+        ("cpu.max", limits.cpu_percent.map(|percent| format!("{} 100000", u64::from(percent) * 1000))),
+    ]
 }
 
 /// Our own cgroup, where we are the only process in it.
@@ -170,24 +193,67 @@ fn write(path: &Path, value: &str) -> Result<(), String> {
 mod tests {
     use super::*;
 
+    /// A directory with the files of a leaf; a file system without cgroups writes them as well.
+    fn folder(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("vmsup-cgroup-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(folder.join("w3")).unwrap();
+        folder
+    }
+
+    const LIMITS: CgroupLimits =
+        CgroupLimits { memory_max: Some(640 << 20), pids_max: Some(64), cpu_percent: Some(150), best_effort: false };
+
     #[test]
     fn limits_are_written_in_the_kernels_units() {
-        let limits = CgroupLimits {
-            memory_max: Some(640 << 20),
-            pids_max: Some(64),
-            cpu_percent: Some(150),
-            best_effort: false,
-        };
-        let files = files(&limits);
-        assert!(files.contains(&("memory.max", "671088640".into())));
-        assert!(files.contains(&("memory.swap.max", "0".into())));
-        assert!(files.contains(&("pids.max", "64".into())));
-        assert!(files.contains(&("cpu.max", "150000 100000".into())));
+        let files = files(&LIMITS);
+        assert!(files.contains(&("memory.max", Some("671088640".into()))));
+        assert!(files.contains(&("memory.swap.max", Some("0".into()))));
+        assert!(files.contains(&("pids.max", Some("64".into()))));
+        assert!(files.contains(&("cpu.max", Some("150000 100000".into()))));
     }
 
     #[test]
-    fn what_is_not_limited_is_not_written() {
-        assert!(files(&CgroupLimits::default()).is_empty());
+    fn what_is_not_limited_is_not_written_to_a_new_leaf_and_lifted_in_an_old_one() {
+        let folder = folder("limits");
+        let leaf = Delegated { path: folder.clone() }.leaf(Slot(3)).unwrap();
+        leaf.limit(&CgroupLimits::default()).unwrap();
+        let written = |file: &str| std::fs::read_to_string(folder.join("w3").join(file)).ok();
+        assert_eq!(written("pids.max"), None);
+        // One that a kernel with swap accounting has.
+        std::fs::write(folder.join("w3/memory.swap.max"), "max").unwrap();
+        leaf.limit_anew(&LIMITS).unwrap();
+        let all = ["memory.max", "memory.swap.max", "pids.max", "cpu.max"];
+        assert_eq!(all.map(|f| written(f).unwrap()), ["671088640", "0", "64", "150000 100000"]);
+        leaf.limit_anew(&CgroupLimits { pids_max: Some(7), ..CgroupLimits::default() }).unwrap();
+        assert_eq!(all.map(|f| written(f).unwrap()), ["max", "max", "7", "max"]);
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_predecessors_leaf_is_found_by_slot_and_pid_only_where_the_process_is_in_it() {
+        let folder = folder("leaf");
+        let delegated = Delegated { path: folder.clone() };
+        assert!(delegated.leaf_of(Slot(3), 12).is_none());
+        std::fs::write(folder.join("w3/cgroup.procs"), "112\n12\n").unwrap();
+        assert!(delegated.leaf_of(Slot(3), 12).is_some());
+        assert!(delegated.leaf_of(Slot(3), 1).is_none());
+        assert!(delegated.leaf_of(Slot(4), 12).is_none());
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn leaves_of_workers_that_go_on_are_no_leftovers() {
+        let folder = folder("leftovers");
+        for name in ["w4", "jailer", "wide"] {
+            std::fs::create_dir(folder.join(name)).unwrap();
+        }
+        std::fs::write(folder.join("cgroup.controllers"), "cpu memory pids\n").unwrap();
+        let kept = Delegated::prepare(Some(&folder), |slot| slot != Slot(3));
+        assert!(kept.is_ok());
+        assert!(["w3", "jailer", "wide"].iter().all(|name| folder.join(name).exists()));
+        // In a cgroup the file is there, and goes with the directory.
+        assert!(!folder.join("w3/cgroup.kill").exists() && folder.join("w4/cgroup.kill").exists());
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]
@@ -203,7 +269,7 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("vmsup-cgroup-test-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join("cgroup.controllers"), "cpu pids\n").unwrap();
-        let reason = Delegated::prepare(Some(&folder)).err().unwrap();
+        let reason = Delegated::prepare(Some(&folder), |_| true).err().unwrap();
         assert!(reason.contains("memory controller"), "{reason}");
         std::fs::remove_dir_all(&folder).unwrap();
     }

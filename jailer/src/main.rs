@@ -5,7 +5,9 @@ use jailer::options::Options;
 use jailer::{inspect, serve};
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: vmsup-jailer serve --worker FILE [--pool N] [--cgroup DIR]   (started by vmsup serve)
+const USAGE: &str =
+    "usage: vmsup-jailer serve --worker FILE [--pool N] [--cgroup DIR]   (started by vmsup serve, or with a
+           listening SOCK_SEQPACKET socket as its standard input by a service manager; stays while a VM runs)
        vmsup-jailer inspect PID [--wire]";
 
 fn main() -> ExitCode {

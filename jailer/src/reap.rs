@@ -2,7 +2,8 @@
 
 use crate::places::{Order, Place};
 use jail_spec::{HowEnded, Refusal};
-use rustix::fd::AsFd;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::process::{Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions};
 
 /// Lowers the limits that depend on the VM; hard limits can only go down.
@@ -21,8 +22,12 @@ pub(crate) fn limit_resources(pid: i32, order: &Order) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// How the worker ended, reaping it; `None` while it lives.
+/// How the worker ended, reaping it; `None` while it lives. Of an orphan only the end itself can be seen: somebody else
+/// reaps it.
 pub(crate) fn reap(place: &Place) -> Option<HowEnded> {
+    if place.orphan {
+        return readable(&place.pidfd).then_some(HowEnded::Unknown);
+    }
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
     let status = rustix::process::waitid(WaitId::PidFd(place.pidfd.as_fd()), options).ok()??;
     match (status.exit_status(), status.terminating_signal()) {
@@ -30,6 +35,19 @@ pub(crate) fn reap(place: &Place) -> Option<HowEnded> {
         (None, Some(signal)) => Some(HowEnded::Killed(signal)),
         (None, None) => None,
     }
+}
+
+/// Whether the worker was stopped by a signal, or goes on, since this was asked last; `None` where neither.
+pub(crate) fn stopped(place: &Place) -> Option<bool> {
+    let options = WaitIdOptions::STOPPED | WaitIdOptions::CONTINUED | WaitIdOptions::NOHANG;
+    let status = rustix::process::waitid(WaitId::PidFd(place.pidfd.as_fd()), options).ok()??;
+    if status.stopped() { Some(true) } else { status.continued().then_some(false) }
+}
+
+/// True where a pidfd's process has ended.
+fn readable(pidfd: &OwnedFd) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    matches!(poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&now)), Ok(1))
 }
 
 pub(crate) fn kill_and_reap(place: &Place) {

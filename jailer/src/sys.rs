@@ -154,6 +154,33 @@ pub fn clear_signal_mask() -> Result<(), Errno> {
     if result == -1 { Err(last()) } else { Ok(()) }
 }
 
+/// Blocks these signals, and returns an fd on which they are read instead (signalfd(2)): close-on-exec, non-blocking.
+///
+/// # Errors
+/// The errno of the call.
+pub fn signals_as_fd(signals: &[i32]) -> Result<OwnedFd, Errno> {
+    // SAFETY: all zeroes is a valid sigset_t, which sigemptyset initialises besides.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the set is a live local; sigaddset refuses a number that is no signal.
+    #[allow(clippy::multiple_unsafe_ops_per_block)]
+    let blocked = unsafe {
+        libc::sigemptyset(&raw mut set);
+        for signal in signals {
+            libc::sigaddset(&raw mut set, *signal);
+        }
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut())
+    };
+    if blocked == -1 {
+        return Err(last());
+    }
+    // SAFETY: the set outlives the call, which only reads it; -1 asks for a new fd.
+    match unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) } {
+        -1 => Err(last()),
+        // SAFETY: the kernel has just made this fd, and nothing else owns it.
+        fd => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+    }
+}
+
 /// Leaves at once: no destructor, no buffered output of the parent's copy.
 pub fn exit_now(status: i32) -> ! {
     // SAFETY: _exit has no preconditions.

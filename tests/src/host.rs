@@ -235,7 +235,13 @@ impl Host {
     /// supervisor than `fds`.
     pub fn nothing_left(&self, pool: usize, fds: usize) {
         eventually("no worker but the pool's", || self.workers().len() == pool);
-        eventually("no socket but the pool's", || names(self.folder().join("workers")).len() == pool);
+        let sockets = || {
+            names(self.folder().join("workers"))
+                .into_iter()
+                .filter(|n| n.starts_with('w') && n.ends_with(".sock"))
+                .count()
+        };
+        eventually("no socket but the pool's", || sockets() == pool);
         let open = || {
             let folder = format!("/proc/{}/fd", self.pid());
             let mut all: Vec<String> = names(&folder)
@@ -260,13 +266,13 @@ impl Drop for Host {
             eprintln!("--- log of the supervisor:\n{}", self.log());
         }
         let pid = rustix::process::Pid::from_child(&self.supervisor);
-        // What outlives its supervisor in a test that killed the jailer is this test's to end.
-        let workers = self.workers();
+        // What outlives its supervisor is this test's to end.
+        let left = [children(self.pid()), self.workers()].concat();
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         let _ = self.supervisor.wait();
-        for worker in workers {
-            if let Some(worker) = rustix::process::Pid::from_raw(worker) {
-                let _ = rustix::process::kill_process(worker, rustix::process::Signal::KILL);
+        for process in left {
+            if let Some(process) = rustix::process::Pid::from_raw(process) {
+                let _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);
             }
         }
     }

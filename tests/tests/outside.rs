@@ -259,16 +259,22 @@ fn the_jailer_calls_what_its_policy_lists_and_nothing_else() {
     }
     let user = user::with_subuids();
     let folder = vmsup_tests::Scratch::new(&user);
-    let log = folder.path().join("strace");
-    let trace = ["strace", "-f", "-o", log.to_str().unwrap(), "--"];
+    let logs = ["first", "next"].map(|name| folder.path().join(name));
+    let trace = logs.each_ref().map(|log| ["strace", "-f", "-o", log.to_str().unwrap(), "--"]);
     {
-        let jailer = Jailer::start_wrapped(&user, &trace, &program("vmsup-worker"), 1);
+        let mut jailer = Jailer::start_wrapped(&user, &trace[0], &program("vmsup-worker"), 1);
         let (worker, pidfd) = jailer.make(1);
         jailer.end(&worker, &pidfd);
         jailer.make(2);
+        jailer.hang_up();
+        assert_eq!(jailer.come_back().living.len(), 1);
+        // A worker that outlives its jailer; an empty one of ours would not.
+        let mut jailer = Jailer::start(&user, &program("vmsup-probe"), 0);
+        jailer.make(1);
+        assert_eq!(jailer.replace_wrapped(&trace[1]).living.len(), 1);
     }
-    let log = std::fs::read_to_string(&log).unwrap();
-    let calls = calls_before_exec(&log);
+    let logs = logs.map(|log| std::fs::read_to_string(log).unwrap());
+    let calls: BTreeSet<&str> = logs.iter().flat_map(|log| calls_before_exec(log)).collect();
     assert!(calls.contains("pivot_root") && calls.contains("clone3"), "{calls:?}");
     let unlisted: Vec<_> = calls.iter().filter(|call| !policies::JAILER_CALLS.contains(call)).collect();
     assert!(unlisted.is_empty(), "{unlisted:?}");
