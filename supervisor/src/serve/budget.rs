@@ -25,13 +25,15 @@ const ENDED: u64 = 3;
 pub struct Budget {
     /// The limit that was shared out.
     pub nofile: u64,
-    /// VMs that have not ended.
+    /// VMs that run or are about to.
     pub vms: usize,
     /// Starts under way; the next ones wait.
     pub starts: usize,
+    /// Looks at guests' ports, each a socket; the next ones wait.
+    pub looks: usize,
     /// Connections; the next ones wait in the socket's backlog.
     pub connections: usize,
-    /// VMs that have ended and are listed, and as many that are retired; the oldest go.
+    /// VMs that have ended and whose console is kept, and as many that are retired; the oldest go.
     pub kept: usize,
 }
 
@@ -40,13 +42,15 @@ impl Budget {
     pub fn of(nofile: u64) -> Budget {
         let starts = (nofile / 320).clamp(2, 16);
         let connections = (nofile / 32).clamp(8, 1024);
-        let kept = (nofile / 32).clamp(4, 64);
-        let rest = nofile.saturating_sub(FIXED + starts * START + connections * CONNECTION + 2 * kept * ENDED);
+        let looks = (nofile / 128).clamp(2, 256);
+        let kept = (nofile / 36).clamp(4, 64);
+        let rest = nofile.saturating_sub(FIXED + looks + starts * START + connections * CONNECTION + 2 * kept * ENDED);
         let vms = (rest / VM).min(u64::from(jail_spec::SLOTS_MAX));
         Budget {
             nofile,
             vms: vms as usize,
             starts: starts as usize,
+            looks: looks as usize,
             connections: connections as usize,
             kept: kept as usize,
         }
@@ -63,6 +67,7 @@ mod tests {
             let b = Budget::of(nofile);
             let sum = FIXED
                 + b.vms as u64 * VM
+                + b.looks as u64
                 + b.starts as u64 * START
                 + b.connections as u64 * CONNECTION
                 + 2 * b.kept as u64 * ENDED;

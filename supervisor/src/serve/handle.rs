@@ -74,6 +74,15 @@ impl Handles {
     }
 }
 
+/// Inode of a pidfd, unique for each process of a boot; none where the kernel has no pidfs (before Linux 6.9), where all
+/// pidfds share one.
+pub fn pidfd_inode(pidfd: &std::os::fd::OwnedFd) -> Option<u64> {
+    /// `PID_FS_MAGIC` of linux/magic.h.
+    const PIDFS: i64 = 0x5049_4446;
+    let pidfs = rustix::fs::fstatfs(pidfd).is_ok_and(|fs| fs.f_type == PIDFS);
+    pidfs.then(|| rustix::fs::fstat(pidfd).ok().map(|stat| stat.st_ino)).flatten()
+}
+
 fn replace(dir: &std::os::fd::OwnedFd, name: &str, bytes: &[u8]) -> std::io::Result<()> {
     use rustix::fs::{Mode, OFlags};
     use std::io::Write;

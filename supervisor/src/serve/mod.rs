@@ -27,6 +27,7 @@ mod end;
 pub(crate) mod events;
 mod files;
 mod handle;
+mod health;
 mod host;
 mod jail;
 mod jailer;
@@ -44,15 +45,20 @@ pub(crate) mod ops;
 mod readiness;
 pub(crate) mod refusals;
 pub(crate) mod registry;
+mod restart;
 mod run;
 mod rundir;
 mod signals;
 mod start;
 pub(crate) mod state;
 pub(crate) mod stream;
+pub(crate) mod tasks;
 #[cfg(test)]
 pub(crate) mod testing;
+pub(crate) mod tick;
+mod update;
 pub(crate) mod vm;
+mod watcher;
 mod worker;
 
 pub(crate) use host::Host;
@@ -185,6 +191,10 @@ pub struct Context {
     pub(crate) metrics: metrics::Metrics,
     /// How long the steps of a start may take.
     pub(crate) deadlines: start::Deadlines,
+    /// The one timer of all VMs.
+    pub(crate) tick: Arc<tick::Tick>,
+    /// Places for looks at guests' ports.
+    pub(crate) looks: Arc<tokio::sync::Semaphore>,
     /// Places for starts under way.
     pub(crate) starts: Arc<tokio::sync::Semaphore>,
 }

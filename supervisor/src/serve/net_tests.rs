@@ -1,7 +1,8 @@
 //! VMs with network interfaces from start to end, with fakes of netd, jailer and workers: no lease outlives its VM.
 
 use super::testing::netd::{FakeNetd, NetAct};
-use super::testing::{Act, Bench, FakeVm, PLACES, spec_in};
+use super::testing::{Act, Bench, FakeVm, PLACES, request, spec_in};
+use super::registry::Entry;
 use super::vm::{Ask, Vm};
 use crate::api::types::{ApiError, ErrorCode, VmState};
 use crate::spec::VmSpec;
@@ -11,8 +12,7 @@ use std::time::Duration;
 use worker_api::{FdRole, NetCounters, Part, StartFailure, exit};
 
 async fn create(bench: &Bench, spec: VmSpec) -> Result<Arc<Vm>, ApiError> {
-    let vm = Vm::create(&bench.context, spec, 1000, false)?;
-    vm.until_running().await.map(|()| vm)
+    Vm::create(&bench.context, request(spec), 1000)?.until_running().await
 }
 
 async fn run(bench: &Bench, networks: &[&str]) -> (Arc<Vm>, FakeVm) {
@@ -33,7 +33,7 @@ async fn refused(bench: &Bench, netd: &FakeNetd, networks: &[&str], code: ErrorC
     let (vm, fake) = run(bench, &["default"]).await;
     fake.exit(exit::SHUTDOWN);
     vm.until_ended().await;
-    bench.context.registry.forget(&vm);
+    bench.context.registry.remove(&vm);
     netd.nothing_leased().await;
 }
 
@@ -185,7 +185,7 @@ async fn a_kill_at_any_moment_of_a_start_leaves_no_lease() {
     let netd = bench.netd();
     for (n, act) in [Act::Good, Act::Silent, Act::Good, Act::Silent, Act::Good].into_iter().enumerate() {
         bench.acts(act);
-        let vm = Vm::create(&bench.context, spec_in("a", &["a", "b"]), 1000, false).unwrap();
+        let vm = Vm::create(&bench.context, request(spec_in("a", &["a", "b"])), 1000).unwrap().vm;
         for _ in 0..n * 3 {
             tokio::task::yield_now().await;
         }
@@ -203,14 +203,14 @@ async fn netd_and_jailer_are_asked_at_the_same_time() {
     let bench = Bench::new();
     let netd = bench.netd();
     bench.acts(Act::NoAnswer);
-    let vm = Vm::create(&bench.context, spec_in("a", &["a"]), 1000, false).unwrap();
+    let starting = Vm::create(&bench.context, request(spec_in("a", &["a"])), 1000).unwrap();
     // The lease is there although no worker is.
     while netd.leases.lock().unwrap().is_empty() {
         tokio::task::yield_now().await;
     }
-    assert_eq!(vm.summary().state, VmState::Starting);
+    assert_eq!(starting.vm.summary().state, VmState::Starting);
     bench.kill_jailer();
-    assert!(vm.until_running().await.unwrap_err().message.contains("the jailer is gone"));
+    assert!(starting.until_running().await.unwrap_err().message.contains("the jailer is gone"));
     netd.nothing_leased().await;
 }
 

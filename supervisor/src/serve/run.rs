@@ -72,6 +72,8 @@ pub async fn run(ready: Ready) -> Result<(), ServeError> {
         registry,
         metrics: Default::default(),
         deadlines: Default::default(),
+        tick: super::tick::Tick::new(super::tick::PERIOD),
+        looks: Arc::new(Semaphore::new(budget.looks)),
         starts,
     });
     if let Some((child, pidfd)) = child {

@@ -29,8 +29,10 @@ pub struct Deadlines {
     pub make: Duration,
     /// A worker comes from its spec to its running vCPUs.
     pub start: Duration,
-    /// A worker says what its network interfaces did.
+    /// A worker says what its vCPUs and devices did.
     pub stats: Duration,
+    /// A worker says how far it is, or stops its vCPUs, or lets them go on.
+    pub control: Duration,
 }
 
 impl Default for Deadlines {
@@ -40,6 +42,7 @@ impl Default for Deadlines {
             make: Duration::from_secs(10),
             start: Duration::from_secs(10),
             stats: Duration::from_secs(2),
+            control: Duration::from_secs(5),
         }
     }
 }
@@ -311,7 +314,8 @@ fn rlimits(spec: &VmSpec, largest_writable: u64) -> Rlimits {
     }
 }
 
-fn cgroup_limits(limits: &Limits) -> CgroupLimits {
+/// Limits as the jailer takes them.
+pub fn cgroup_limits(limits: &Limits) -> CgroupLimits {
     CgroupLimits {
         memory_max: limits.memory_max_mib.map(|mib| mib << 20),
         pids_max: limits.pids_max,

@@ -1,6 +1,6 @@
 //! A console attached: bytes of the ring to a client, bytes of the client to the guest.
 //!
-//! The stream ends when the VM has ended and all its output was sent, or when the client hangs up. A client that does
+//! The stream ends when this run of the VM is over and all its output was sent, or when the client hangs up. A client that does
 //! not read holds up nobody but itself: it waits in `write`, and what the ring forgets meanwhile it gets as one line.
 
 use super::console::{Console, Input, Reader};
@@ -20,6 +20,8 @@ const CHUNK: usize = 8 << 10;
 #[derive(Debug)]
 pub struct Attached {
     hold: Hold,
+    /// Of which run of the VM.
+    run: u64,
     reader: Reader,
     input: Option<Input>,
 }
@@ -29,7 +31,8 @@ impl Attached {
     pub fn new(hold: Hold, console: &Arc<Console>, history: bool, input: bool) -> Attached {
         let reader = console.reader(history);
         let input = if input { console.take_input() } else { None };
-        Attached { hold, reader, input }
+        let run = hold.vm.run();
+        Attached { hold, run, reader, input }
     }
 
     /// Whether this client's bytes reach the guest.
@@ -39,7 +42,7 @@ impl Attached {
 
     /// Serves the client until the end. `early` are bytes that came with its request.
     pub async fn run(self, stream: UnixStream, early: &[u8]) {
-        let Attached { hold, reader, input } = self;
+        let Attached { hold, run, reader, input } = self;
         let gone = match stream.as_fd().try_clone_to_owned() {
             Ok(copy) => copy,
             Err(error) => return tracing::warn!(%error, "no file descriptor for a console stream"),
@@ -48,15 +51,15 @@ impl Attached {
         tokio::select! {
             biased;
             // What a client does wrong or how it hangs up concerns it alone.
-            _ = send(&hold, reader, write) => {}
+            _ = send(&hold, run, reader, write) => {}
             _ = receive(read, input, early) => {}
             _ = hung_up(gone) => {}
         }
     }
 }
 
-/// Sends what the guest writes until the VM has ended and all of it is sent.
-async fn send(hold: &Hold, mut reader: Reader, mut to: OwnedWriteHalf) -> Result<()> {
+/// Sends what the guest writes until this run of the VM is over and all of it is sent.
+async fn send(hold: &Hold, run: u64, mut reader: Reader, mut to: OwnedWriteHalf) -> Result<()> {
     let mut buffer = Vec::new();
     let mut ended = false;
     loop {
@@ -80,7 +83,7 @@ async fn send(hold: &Hold, mut reader: Reader, mut to: OwnedWriteHalf) -> Result
         tokio::select! {
             () = reader.news() => {}
             // Once more round: the worker may have written just before it ended.
-            () = hold.vm.until_ended() => ended = true,
+            () = hold.vm.until_run_over(run) => ended = true,
         }
     }
 }

@@ -9,9 +9,10 @@ use super::budget::Budget;
 use super::events::Events;
 use super::host::Guests;
 use super::ops::Operations;
-use super::registry::Registry;
+use super::registry::{Registry, Who};
 use super::start::Deadlines;
 use super::{Context, Host, Jail, Netd, memfd, state};
+use crate::api::types::CreateRequest;
 use crate::spec::{Boot, Builtin, Restart, VmSpec};
 use ipc::Channel;
 use jail_spec::{Facts, HowEnded, Refusal, Reply, Request, Slot, UidSource, Worker};
@@ -78,6 +79,14 @@ pub fn spec_in(name: &str, networks: &[&str]) -> VmSpec {
     VmSpec { nets: networks.iter().map(net).collect(), ..spec(name) }
 }
 
+/// The request for a VM.
+pub fn request(spec: VmSpec) -> CreateRequest {
+    CreateRequest { spec, remove_when_ended: false, source: None }
+}
+
+/// Who owns the VMs of most tests.
+pub const OWNER: Who = Who { uid: 1000, all: false };
+
 /// What the fake workers do.
 #[derive(Debug, Clone)]
 pub enum Act {
@@ -120,6 +129,16 @@ impl FakeControl {
         let request = self.0.receive().unwrap().0;
         self.0.send(reply, &[]).unwrap();
         request
+    }
+
+    /// Says something.
+    pub fn send(&self, reply: &worker_api::Reply) {
+        self.0.send(reply, &[]).unwrap();
+    }
+
+    /// The next request, answered with `reply`; false where there will be none.
+    pub fn try_answer(&self, reply: &worker_api::Reply) -> bool {
+        self.0.receive().is_ok() && self.0.send(reply, &[]).is_ok()
     }
 
     /// Takes a request that is there, and leaves it without an answer.
@@ -193,6 +212,8 @@ pub struct Bench {
     pub act: Arc<Mutex<Act>>,
     /// The jailer's end of the channel: shut down, it is a jailer that died.
     jailer: OwnedFd,
+    /// The same, to say something that nobody asked for.
+    pub says: Arc<Channel<Reply, Request>>,
     /// Slots that were handed out and not forgotten.
     pub slots: Arc<Mutex<BTreeSet<u32>>>,
     pub dir: TempDir,
@@ -210,10 +231,10 @@ impl Bench {
         Bench::with(Deadlines { make: soon, start: soon, ..Deadlines::default() }, soon)
     }
 
-    /// With a supervisor that soon gives up waiting for a worker's counters.
+    /// With a supervisor that soon gives up waiting for a worker that runs.
     pub fn curt() -> Bench {
-        let stats = Duration::from_millis(50);
-        Bench::with(Deadlines { stats, ..Deadlines::default() }, super::netd::DEADLINE)
+        let soon = Duration::from_millis(50);
+        Bench::with(Deadlines { stats: soon, control: soon, ..Deadlines::default() }, super::netd::DEADLINE)
     }
 
     fn with(deadlines: Deadlines, answer: Duration) -> Bench {
@@ -223,8 +244,9 @@ impl Bench {
         let act = Arc::new(Mutex::new(Act::Good));
         let slots = Arc::new(Mutex::new(BTreeSet::new()));
         let (sender, vms) = mpsc::channel();
+        let says = Arc::new(theirs);
         let fake = FakeJailer {
-            channel: Arc::new(theirs),
+            channel: says.clone(),
             dir: dir.path().to_owned(),
             act: act.clone(),
             slots: slots.clone(),
@@ -274,9 +296,11 @@ impl Bench {
             registry,
             metrics,
             deadlines,
+            tick: super::tick::Tick::new(super::tick::PERIOD),
+            looks: Arc::new(tokio::sync::Semaphore::new(1)),
             starts,
         });
-        Bench { context, vms, act, jailer, slots, dir }
+        Bench { context, vms, act, jailer, says, slots, dir }
     }
 
     /// A netd where this supervisor expects one.

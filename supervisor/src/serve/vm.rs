@@ -1,50 +1,107 @@
 //! One VM as the rest of the supervisor sees it. Its state is its actor's ([`super::actor`]): others ask and watch.
 
-use super::Context;
-use super::actor::Actor;
+use super::actor::{Actor, Origin};
+use super::adopt::{Found, How};
 use super::console::Console;
-use super::registry::{Entry, is_end};
+use super::jail::Held;
+use super::registry::{Entry, Place, Reserved, Who, is_end};
+use super::state::{Intent, hash};
 use super::worker::ControlError;
-use super::{nets, refusals, state};
+use super::{Context, nets, refusals};
 use crate::api::types::{
-    ApiError, ConsoleInfo, Desired, End, ErrorCode, NetStats, VmInfo, VmNet, VmState, VmSummary, WorkerInfo,
+    ApiError, ConsoleInfo, CreateRequest, Desired, ErrorCode, HealthState, NetStats, VmInfo, VmNet, VmState, VmSummary,
+    WorkerInfo,
 };
-use crate::spec::VmSpec;
+use crate::spec::{Restart, VmSpec};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot, watch};
 use worker_api::Stats;
 
-/// What can be asked of a running VM.
+/// Where the answer to something that was asked goes.
+pub type Reply = oneshot::Sender<Result<(), ApiError>>;
+
+/// What can be asked of a VM.
 #[derive(Debug)]
 pub enum Ask {
+    /// To run; one that rests or waits for its restart.
+    Start(Box<Start>),
+    /// To give up the start that was asked for, while it is under way.
+    CancelStart,
     /// Power button; SIGKILL when the time is over.
     Stop(Duration),
+    /// To go on, where it is being stopped and has not ended yet.
+    CancelStop,
     /// SIGKILL.
     Kill,
+    /// To stand still.
+    Pause(Reply),
+    /// To go on after that.
+    Resume(Reply),
+    /// To be what another file says, without a restart.
+    Change(Box<Change>),
+    /// To be forgotten; one that rests.
+    Remove(Reply),
     /// What its vCPUs and devices did.
     Stats(oneshot::Sender<Result<Stats, ControlError>>),
+}
+
+/// A start that was asked for.
+#[derive(Debug)]
+pub struct Start {
+    /// Another file than before.
+    pub file: Option<CreateRequest>,
+    /// Its place among the VMs that run.
+    pub place: Place,
+    /// Told when it runs, or why it does not.
+    pub told: Reply,
+}
+
+/// Another file for a VM.
+#[derive(Debug)]
+pub struct Change {
+    /// The file.
+    pub spec: VmSpec,
+    /// Who keeps the VM from now on.
+    pub source: Option<String>,
+    /// What it was when this was decided: a VM that somebody else changed meanwhile stays as it is.
+    pub generation: u64,
+    /// It may run on.
+    pub in_place: bool,
+    /// Told when it is written down.
+    pub told: Reply,
 }
 
 /// A VM as the rest of the supervisor sees it.
 #[derive(Debug)]
 pub struct Vm {
-    pub(super) id: String,
+    id: String,
     /// The id as a number.
-    pub(super) number: u64,
-    /// Uid of who started it.
-    pub owner: u32,
-    /// What it was started from.
-    pub spec: VmSpec,
-    pub(super) remove_when_ended: bool,
+    number: u64,
+    name: String,
+    /// Uid of who made it.
+    owner: u32,
     inbox: mpsc::Sender<Ask>,
     pub(super) phase: watch::Sender<Phase>,
-    pub(super) console: OnceLock<Arc<Console>>,
+    console: Mutex<Kept>,
     /// Waiters and console streams.
     holds: AtomicUsize,
     /// Somebody was told how it ended.
     heard: AtomicBool,
+}
+
+/// A VM's console.
+#[derive(Debug)]
+enum Kept {
+    /// It has none yet.
+    NotYet,
+    /// That of its last run.
+    Here(Arc<Console>),
+    /// It ran, and its output is no longer kept.
+    Dropped,
+    /// It was found with a worker that did not answer.
+    Unreachable,
 }
 
 /// What changes in the course of a VM's life.
@@ -52,93 +109,254 @@ pub struct Vm {
 pub struct Phase {
     /// As the API has it.
     pub state: VmState,
+    /// What it is.
+    pub intent: Arc<Intent>,
+    /// Which of its runs this is, or was the last; counted anew by each supervisor.
+    pub run: u64,
+    /// What is being done to start it.
+    pub stage: &'static str,
     /// Its worker, while there is one.
     pub worker: Option<WorkerInfo>,
     /// Its network interfaces, while it has them.
     pub nets: Vec<VmNet>,
-    /// When its vCPUs began to run, seconds since 1970.
+    /// When its vCPUs began to run the last time, seconds since 1970.
     pub started_at: Option<u64>,
-    /// How it ended.
-    pub end: Option<End>,
-    /// Why it never ran.
-    pub failure: Option<ApiError>,
+    /// How it is.
+    pub health: Option<HealthState>,
 }
 
 impl Entry for Vm {
+    fn number(&self) -> u64 {
+        self.number
+    }
     fn id(&self) -> &str {
         &self.id
     }
     fn name(&self) -> &str {
-        &self.spec.name
+        &self.name
     }
-    fn ended(&self) -> bool {
-        is_end(self.phase.borrow().state)
+    fn owner(&self) -> u32 {
+        self.owner
+    }
+    fn rests(&self) -> bool {
+        let state = self.phase.borrow().state;
+        is_end(state) || state == VmState::Restarting
+    }
+    fn drop_console(&self) {
+        let mut kept = self.console.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*kept, Kept::Here(_)) {
+            *kept = Kept::Dropped;
+        }
+    }
+}
+
+/// A start that is under way.
+#[derive(Debug)]
+pub struct Starting {
+    /// Of which VM.
+    pub vm: Arc<Vm>,
+    told: oneshot::Receiver<Result<(), ApiError>>,
+}
+
+impl Starting {
+    /// Waits until it runs and that is written down.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub async fn until_running(self) -> Result<Arc<Vm>, ApiError> {
+        match self.told.await {
+            Ok(told) => told.map(|()| self.vm),
+            Err(_) => Err(self.vm.removed()),
+        }
     }
 }
 
 impl Vm {
-    /// Reserves the name and sets the actor going.
-    ///
-    /// # Errors
-    /// The name is taken, or no VMs are taken any more.
-    pub fn create(
-        context: &Arc<Context>,
-        spec: VmSpec,
-        owner: u32,
-        remove_when_ended: bool,
-    ) -> Result<Arc<Vm>, ApiError> {
-        let (sender, inbox) = mpsc::channel(4);
-        let phase = Phase {
-            state: VmState::Starting,
-            worker: None,
-            nets: Vec::new(),
-            started_at: None,
-            end: None,
-            failure: None,
-        };
-        let name = spec.name.clone();
-        let vm = context.registry.reserve(&name, |number| Vm {
-            id: format!("{number:016x}"),
-            number,
-            owner,
-            spec,
-            remove_when_ended,
-            inbox: sender,
-            phase: watch::Sender::new(phase),
-            console: OnceLock::new(),
+    fn new(intent: Intent, state: VmState, started_at: Option<u64>) -> (Vm, mpsc::Receiver<Ask>) {
+        let (inbox, asks) = mpsc::channel(4);
+        let vm = Vm {
+            id: intent.id(),
+            number: intent.number,
+            name: intent.spec.name.clone(),
+            owner: intent.owner,
+            inbox,
+            console: Mutex::new(if intent.confirmed { Kept::Dropped } else { Kept::NotYet }),
             holds: AtomicUsize::new(0),
             heard: AtomicBool::new(false),
-        })?;
-        tokio::spawn(Actor::new(context.clone(), vm.clone(), inbox).run());
-        Ok(vm)
+            phase: watch::Sender::new(Phase {
+                state,
+                intent: Arc::new(intent),
+                run: 0,
+                stage: "worker",
+                worker: None,
+                nets: Vec::new(),
+                started_at,
+                health: None,
+            }),
+        };
+        (vm, asks)
     }
 
-    /// Waits until it runs.
+    /// Takes a VM on and starts it. One of this name and owner that does not run becomes what the request says, and keeps
+    /// its id and its history. Where the start fails, a new VM is nowhere, and one that was there is as it was.
     ///
     /// # Errors
-    /// Why it never did.
-    pub async fn until_running(&self) -> Result<(), ApiError> {
-        let mut phase = self.phase.subscribe();
-        let Ok(phase) = phase.wait_for(|p| p.started_at.is_some() || is_end(p.state)).await else { return Ok(()) };
-        match (&phase.failure, phase.started_at) {
-            (_, Some(_)) => Ok(()),
-            (Some(failure), None) => Err(failure.clone()),
-            (None, None) => Err(ApiError {
-                code: ErrorCode::Conflict,
-                message: format!("{} was stopped before it ran", self.spec.name),
-                field: None,
-            }),
+    /// The VM of this name runs; there is no room for more; the request contradicts itself.
+    pub fn create(context: &Arc<Context>, request: CreateRequest, owner: u32) -> Result<Starting, ApiError> {
+        if request.remove_when_ended && request.spec.restart != Restart::No {
+            let message = "a VM that is forgotten at its end is not started again; remove \"restart\", or leave the VM \
+                           there at its end (without --rm)";
+            return Err(ApiError { code: ErrorCode::Invalid, message: message.into(), field: Some("restart".into()) });
+        }
+        let mut asks = None;
+        let name = request.spec.name.clone();
+        let reserved = context.registry.reserve(owner, &name, |number| {
+            let (vm, inbox) = Vm::new(intent(number, owner, &request), VmState::Starting, None);
+            asks = Some(inbox);
+            vm
+        })?;
+        let (told, answer) = oneshot::channel();
+        match (reserved, asks) {
+            (Reserved::New(vm, place), Some(asks)) => {
+                Actor::spawn(context, &vm, asks, Origin::New { place, told });
+                Ok(Starting { vm, told: answer })
+            }
+            (Reserved::There(vm, place) | Reserved::New(vm, place), _) => {
+                vm.ask_later(Ask::Start(Box::new(Start { file: Some(request), place, told })));
+                Ok(Starting { vm, told: answer })
+            }
         }
     }
 
-    /// Waits until it has ended.
+    /// Starts a VM that is there and does not run.
+    ///
+    /// # Errors
+    /// There is no room for more.
+    pub fn start(self: &Arc<Vm>, context: &Arc<Context>) -> Result<Starting, ApiError> {
+        let place = context.registry.enter()?;
+        let (told, answer) = oneshot::channel();
+        self.ask_later(Ask::Start(Box::new(Start { file: None, place, told })));
+        Ok(Starting { vm: self.clone(), told: answer })
+    }
+
+    /// Takes over a VM that was found running.
+    pub fn adopted(context: &Arc<Context>, found: Found) -> Arc<Vm> {
+        let state = if found.paused { VmState::Paused } else { VmState::Running };
+        let (vm, asks) = Vm::new(found.intent.clone(), state, Some(found.started_at));
+        let vm = Arc::new(vm);
+        let place = context.registry.adopt(&vm, true);
+        Actor::spawn(context, &vm, asks, Origin::Found { found: Box::new(found), place });
+        vm
+    }
+
+    /// Takes over a VM that ended while there was no supervisor: the end is recorded, then its restart policy decides.
+    pub fn ended_meanwhile(context: &Arc<Context>, intent: Intent, how: How, held: Option<Held>) -> Arc<Vm> {
+        let (vm, asks) = Vm::new(intent, VmState::Stopping, None);
+        let vm = Arc::new(vm);
+        let place = context.registry.adopt(&vm, true);
+        Actor::spawn(context, &vm, asks, Origin::Ended { how, held, place });
+        vm
+    }
+
+    /// Takes over a VM that did not run; one that was waiting for its restart goes on with that.
+    pub fn resting(context: &Arc<Context>, intent: Intent) -> Arc<Vm> {
+        let state = super::lifecycle::State::Resting.outside(intent.ends.last().map(|end| end.kind));
+        let (vm, asks) = Vm::new(intent, state, None);
+        let vm = Arc::new(vm);
+        context.registry.adopt(&vm, false);
+        Actor::spawn(context, &vm, asks, Origin::Resting);
+        vm
+    }
+
+    /// Waits until it has ended and is not started again by itself.
     pub async fn until_ended(&self) {
         let _ = self.phase.subscribe().wait_for(|p| is_end(p.state)).await;
     }
 
-    /// Asks its actor for something; one that has ended is asked in vain.
+    /// Which of its runs this is.
+    pub fn run(&self) -> u64 {
+        self.phase.borrow().run
+    }
+
+    /// Waits until a run of it is over, whatever comes then.
+    pub async fn until_run_over(&self, run: u64) {
+        let over = |p: &Phase| p.run != run || is_end(p.state) || p.state == VmState::Restarting;
+        let _ = self.phase.subscribe().wait_for(over).await;
+    }
+
+    /// What changes of it.
+    pub fn watch(&self) -> watch::Receiver<Phase> {
+        self.phase.subscribe()
+    }
+
+    /// Asks its actor for something; one that was removed is asked in vain.
     pub async fn ask(&self, ask: Ask) {
         let _ = self.inbox.send(ask).await;
+    }
+
+    /// The same, for who does not wait.
+    fn ask_later(&self, ask: Ask) {
+        match self.inbox.try_send(ask) {
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
+            Err(mpsc::error::TrySendError::Full(ask)) => {
+                let inbox = self.inbox.clone();
+                tokio::spawn(async move { drop(inbox.send(ask).await) });
+            }
+        }
+    }
+
+    /// Asks for something that has an answer.
+    async fn answered(&self, ask: impl FnOnce(Reply) -> Ask) -> Result<(), ApiError> {
+        let (told, answer) = oneshot::channel();
+        self.ask(ask(told)).await;
+        answer.await.unwrap_or_else(|_| Err(self.removed()))
+    }
+
+    /// Has its vCPUs stand still.
+    ///
+    /// # Errors
+    /// It does not run, or its worker does not do it.
+    pub async fn pause(&self) -> Result<(), ApiError> {
+        self.answered(Ask::Pause).await
+    }
+
+    /// Has its vCPUs go on.
+    ///
+    /// # Errors
+    /// It is not paused, or its worker does not do it.
+    pub async fn resume(&self) -> Result<(), ApiError> {
+        self.answered(Ask::Resume).await
+    }
+
+    /// Makes it what another file says, as far as that needs no restart.
+    ///
+    /// # Errors
+    /// It runs and would have to be started anew; somebody else changed it.
+    pub async fn change(
+        &self,
+        spec: VmSpec,
+        source: Option<String>,
+        generation: u64,
+        in_place: bool,
+    ) -> Result<(), ApiError> {
+        self.answered(|told| Ask::Change(Box::new(Change { spec, source, generation, in_place, told }))).await
+    }
+
+    /// Forgets it, its console output and its history included.
+    ///
+    /// # Errors
+    /// It runs.
+    pub async fn remove(&self, context: &Context) -> Result<(), ApiError> {
+        let (told, answer) = oneshot::channel();
+        self.ask(Ask::Remove(told)).await;
+        match answer.await {
+            Ok(answer) => answer,
+            // It has gone already: who is to be forgotten at its end is found for a moment longer.
+            Err(_) => {
+                context.registry.remove(self);
+                Ok(())
+            }
+        }
     }
 
     /// What its network interfaces did, as its worker says.
@@ -147,7 +365,9 @@ impl Vm {
     /// It does not run, or its worker has no answer that fits.
     pub async fn net_stats(&self) -> Result<Vec<NetStats>, ApiError> {
         let nets = match &*self.phase.borrow() {
-            phase if matches!(phase.state, VmState::Running | VmState::Stopping) => phase.nets.clone(),
+            phase if matches!(phase.state, VmState::Running | VmState::Paused | VmState::Stopping) => {
+                phase.nets.clone()
+            }
             _ => return Err(self.not_running()),
         };
         if nets.is_empty() {
@@ -156,11 +376,11 @@ impl Vm {
         let (sender, answer) = oneshot::channel();
         self.ask(Ask::Stats(sender)).await;
         let counted = answer.await.map_err(|_| self.not_running())?;
-        let counted = counted.map_err(|error| refusals::internal(format!("{}: {error}", self.spec.name)))?.nets;
+        let counted = counted.map_err(|error| refusals::internal(format!("{}: {error}", self.name)))?.nets;
         if counted.len() != nets.len() {
             let message = format!(
                 "the worker of {} speaks of {} interfaces, where it has {}",
-                self.spec.name,
+                self.name,
                 counted.len(),
                 nets.len()
             );
@@ -170,54 +390,111 @@ impl Vm {
     }
 
     fn not_running(&self) -> ApiError {
-        let message = format!("{} does not run; start it first", self.spec.name);
+        let message = format!("{} does not run; start it first", self.name);
         ApiError { code: ErrorCode::Conflict, message, field: None }
     }
 
-    /// Its number with netd; no other VM of this supervisor ever has it.
-    pub fn number(&self) -> u64 {
-        self.number
+    fn removed(&self) -> ApiError {
+        let message = format!("{} was removed meanwhile", self.name);
+        ApiError { code: ErrorCode::NotFound, message, field: None }
     }
 
-    /// Its console, once it has one.
-    pub fn console(&self) -> Option<&Arc<Console>> {
-        self.console.get()
+    /// Its console: that of this run, or of the last one.
+    ///
+    /// # Errors
+    /// It has none yet, or none any more.
+    pub fn console(&self) -> Result<Arc<Console>, ApiError> {
+        let why = match &*self.console.lock().unwrap_or_else(PoisonError::into_inner) {
+            Kept::Here(console) => return Ok(console.clone()),
+            Kept::NotYet => format!("{} is still being made; try again", self.name),
+            Kept::Unreachable => {
+                format!("the worker of {} does not answer; its console is there when it does", self.name)
+            }
+            Kept::Dropped => format!(
+                "the console output of {} is no longer kept: there is room for that of the VMs that run and of those that \
+                 ended last",
+                self.name
+            ),
+        };
+        Err(ApiError { code: ErrorCode::Conflict, message: why, field: None })
+    }
+
+    /// The console of a new run; that of the run before is let go.
+    pub(super) fn set_console(&self, console: Arc<Console>) {
+        *self.console.lock().unwrap_or_else(PoisonError::into_inner) = Kept::Here(console);
+    }
+
+    /// Its worker does not answer, and so there is no console for now.
+    pub(super) fn no_console(&self) {
+        *self.console.lock().unwrap_or_else(PoisonError::into_inner) = Kept::Unreachable;
+    }
+
+    /// What it is.
+    pub fn intent(&self) -> Arc<Intent> {
+        self.phase.borrow().intent.clone()
     }
 
     /// As `ls` shows it.
     pub fn summary(&self) -> VmSummary {
         let phase = self.phase.borrow();
+        let intent = &phase.intent;
         VmSummary {
-            name: self.spec.name.clone(),
+            name: self.name.clone(),
             id: self.id.clone(),
             state: phase.state,
             pid: phase.worker.as_ref().map(|w| w.pid),
             owner: self.owner,
-            cpus: self.spec.cpus,
-            memory_mib: self.spec.memory_mib,
+            cpus: intent.spec.cpus,
+            memory_mib: intent.spec.memory_mib,
             nets: phase.nets.clone(),
             started_at: phase.started_at,
-            end: phase.end.clone(),
-            desired: Desired::Running,
-            generation: 1,
-            spec_hash: state::hash::of(&self.spec),
-            source: None,
-            restarts: 0,
-            health: None,
+            end: intent.ends.last().cloned(),
+            desired: intent.desired,
+            generation: intent.generation,
+            spec_hash: intent.spec_hash.clone(),
+            source: intent.source.clone(),
+            restarts: intent.restarts,
+            health: phase.health.clone(),
         }
     }
 
     /// In full.
     pub fn info(&self) -> VmInfo {
-        let written = self.console.get().map_or(0, |c| c.written());
+        let written = self.console().map_or(0, |console| console.written());
         let overwritten = worker_api::console::available(0, written).0;
+        let phase = self.phase.borrow();
+        let (worker, intent) = (phase.worker.clone(), phase.intent.clone());
+        drop(phase);
         VmInfo {
             summary: self.summary(),
-            spec: self.spec.clone(),
-            worker: self.phase.borrow().worker.clone(),
+            spec: intent.spec.clone(),
+            worker,
             console: ConsoleInfo { written, overwritten },
         }
     }
+}
+
+/// What a new VM is.
+fn intent(number: u64, owner: u32, request: &CreateRequest) -> Intent {
+    Intent {
+        number,
+        owner,
+        spec: request.spec.clone(),
+        spec_hash: hash::of(&request.spec),
+        generation: 1,
+        desired: Desired::Running,
+        source: request.source.clone(),
+        remove_when_ended: request.remove_when_ended,
+        confirmed: false,
+        created_at: unix_time(),
+        restarts: 0,
+        ends: Vec::new(),
+    }
+}
+
+/// Seconds since 1970.
+pub fn unix_time() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 /// Someone who waits for a VM or follows its console. A retired VM is forgotten when the last of them is gone and one
@@ -236,6 +513,11 @@ impl Hold {
         Hold { context: context.clone(), vm }
     }
 
+    /// The caller's VM of this name or id.
+    pub fn find(context: &Arc<Context>, who: Who, key: &str) -> Option<Hold> {
+        Some(Hold::new(context, context.registry.find(who, key)?))
+    }
+
     /// How it ended goes out with the answer.
     pub fn heard(&self) {
         self.vm.heard.store(true, Ordering::Release);
@@ -245,12 +527,18 @@ impl Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         let last = self.vm.holds.fetch_sub(1, Ordering::AcqRel) == 1;
-        if last && self.vm.remove_when_ended && self.vm.heard.load(Ordering::Acquire) && self.vm.ended() {
-            self.context.registry.forget(&self.vm);
+        let phase = self.vm.phase.borrow();
+        let over = phase.intent.remove_when_ended && is_end(phase.state);
+        drop(phase);
+        if last && over && self.vm.heard.load(Ordering::Acquire) {
+            self.context.registry.remove(&self.vm);
         }
     }
 }
 
+#[cfg(test)]
+#[path = "life_tests.rs"]
+mod life_tests;
 #[cfg(test)]
 #[path = "vm_tests.rs"]
 mod tests;

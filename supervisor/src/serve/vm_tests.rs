@@ -1,16 +1,15 @@
 //! VMs from start to end, with a fake jailer and fake workers: what goes wrong stays that VM's, and nothing is left.
 
 use super::*;
-use crate::api::types::EndKind;
+use crate::api::types::{End, EndKind};
 use crate::api::types::ErrorCode;
-use crate::serve::testing::{Act, Bench, TempDir, spec};
+use crate::serve::testing::{Act, Bench, OWNER, TempDir, request, spec};
 use crate::spec::{Builtin, Disk};
 use jail_spec::{HowEnded, Refusal};
 use worker_api::{FdRole, Part, StartFailure, console, exit};
 
 async fn create(bench: &Bench, name: &str) -> Result<Arc<Vm>, ApiError> {
-    let vm = Vm::create(&bench.context, spec(name), 1000, false)?;
-    vm.until_running().await.map(|()| vm)
+    Vm::create(&bench.context, request(spec(name)), 1000)?.until_running().await
 }
 
 async fn refused(bench: &Bench, act: Act, code: ErrorCode, says: &str) {
@@ -26,7 +25,7 @@ async fn refused(bench: &Bench, act: Act, code: ErrorCode, says: &str) {
     let vm = create(bench, "a").await.unwrap();
     bench.started().await.exit(exit::SHUTDOWN);
     vm.until_ended().await;
-    bench.context.registry.forget(&vm);
+    bench.context.registry.remove(&vm);
 }
 
 fn end(vm: &Vm) -> End {
@@ -50,7 +49,10 @@ async fn a_vm_runs_and_ends_as_its_guest_wants() {
         assert_eq!((end(&vm).kind, vm.summary().state), (kind, state));
         assert_eq!(vm.info().worker, None);
     }
-    let last = end(&bench.context.registry.find("a").unwrap());
+    // One VM all along, with the history of its ends.
+    let all = bench.context.registry.list();
+    assert_eq!((all.len(), all[0].intent().ends.len(), all[0].intent().generation), (1, 4, 1));
+    let last = end(&bench.context.registry.find(OWNER, "a").unwrap());
     assert_eq!(last.reason, "the worker left with status 99: last?[2J words");
     bench.nothing_left().await;
 }
@@ -64,8 +66,7 @@ async fn a_worker_gets_what_its_spec_says_and_sealed_memory() {
     let mut spec = spec("a");
     let path = disk.to_str().unwrap().to_owned();
     spec.disks = vec![Disk { path, readonly: true, engine: Default::default(), serial: None }];
-    let vm = Vm::create(&bench.context, spec, 1000, false).unwrap();
-    vm.until_running().await.unwrap();
+    let vm = Vm::create(&bench.context, request(spec), 1000).unwrap().until_running().await.unwrap();
     let fake = bench.started().await;
     let size = |role| rustix::fs::fstat(fake.fd(role)).unwrap().st_size;
     assert_eq!(size(FdRole::Ram), 32 << 20);
@@ -93,8 +94,7 @@ async fn a_worker_gets_the_built_in_guest_that_its_spec_names() {
         let mut spec = spec("a");
         spec.boot.builtin = Some(builtin);
         spec.boot.cmdline = Some("fetch=10.77.0.1:80/".into());
-        let vm = Vm::create(&bench.context, spec, 1000, false).unwrap();
-        vm.until_running().await.unwrap();
+        let vm = Vm::create(&bench.context, request(spec), 1000).unwrap().until_running().await.unwrap();
         let fake = bench.started().await;
         let mut kernel = [0; 16];
         let read = rustix::io::pread(fake.fd(FdRole::Kernel), &mut kernel, 0).unwrap();
@@ -115,7 +115,7 @@ async fn a_guest_that_ends_before_its_start_is_told_has_run() {
         vm.until_ended().await;
         assert_eq!(end(&vm).kind, kind);
         assert!(vm.summary().started_at.is_some());
-        assert_eq!(bench.context.registry.find("a").unwrap().summary().id, vm.summary().id);
+        assert_eq!(bench.context.registry.find(OWNER, "a").unwrap().summary().id, vm.summary().id);
     }
     bench.nothing_left().await;
 }
@@ -186,11 +186,12 @@ async fn a_missing_disk_costs_no_worker() {
     let bench = Bench::new();
     let mut spec = spec("a");
     spec.disks = vec![Disk { path: "/no/such".into(), readonly: false, engine: Default::default(), serial: None }];
-    let vm = Vm::create(&bench.context, spec, 1000, false).unwrap();
-    assert_eq!(vm.until_running().await.unwrap_err().field.as_deref(), Some("disks[0].path"));
+    let starting = Vm::create(&bench.context, request(spec), 1000).unwrap();
+    let vm = starting.vm.clone();
+    assert_eq!(starting.until_running().await.unwrap_err().field.as_deref(), Some("disks[0].path"));
     vm.until_ended().await;
     assert!(bench.slots.lock().unwrap().is_empty());
-    assert!(bench.context.registry.find("a").is_none());
+    assert!(bench.context.registry.find(OWNER, "a").is_none());
 }
 
 #[tokio::test]
@@ -230,7 +231,7 @@ async fn a_kill_ends_a_vm_at_any_moment_of_its_start() {
     let bench = Bench::new();
     for (n, act) in [Act::Good, Act::Silent, Act::Good].into_iter().enumerate() {
         bench.acts(act);
-        let vm = Vm::create(&bench.context, spec("a"), 1000, false).unwrap();
+        let vm = Vm::create(&bench.context, request(spec("a")), 1000).unwrap().vm;
         for _ in 0..n * 3 {
             tokio::task::yield_now().await;
         }
@@ -290,32 +291,39 @@ async fn running_vms_outlive_the_jailer_and_new_ones_are_refused_with_a_sentence
 #[tokio::test]
 async fn a_vm_that_is_to_be_forgotten_is_found_until_its_waiter_has_heard() {
     let bench = Bench::new();
-    let vm = Vm::create(&bench.context, spec("a"), 1000, true).unwrap();
-    vm.until_running().await.unwrap();
+    let request = CreateRequest { remove_when_ended: true, ..request(spec("a")) };
+    let vm = Vm::create(&bench.context, request, 1000).unwrap().until_running().await.unwrap();
     bench.started().await.exit(exit::SHUTDOWN);
     vm.until_ended().await;
     assert!(bench.context.registry.list().is_empty());
-    let hold = Hold::new(&bench.context, bench.context.registry.find("a").unwrap());
+    let hold = Hold::new(&bench.context, bench.context.registry.find(OWNER, "a").unwrap());
     drop(hold);
-    assert!(bench.context.registry.find("a").is_some(), "nobody has heard yet");
-    let hold = Hold::new(&bench.context, bench.context.registry.find("a").unwrap());
+    assert!(bench.context.registry.find(OWNER, "a").is_some(), "nobody has heard yet");
+    let hold = Hold::new(&bench.context, bench.context.registry.find(OWNER, "a").unwrap());
     hold.heard();
     drop(hold);
-    assert!(bench.context.registry.find("a").is_none());
+    assert!(bench.context.registry.find(OWNER, "a").is_none());
 }
 
 #[tokio::test]
-async fn a_vm_that_has_ended_is_replaced_only_by_one_that_runs() {
+async fn a_start_that_fails_leaves_a_vm_that_was_there_as_it_was() {
     let bench = Bench::new();
     let first = create(&bench, "a").await.unwrap();
     bench.started().await.exit(exit::CRASH);
     first.until_ended().await;
     bench.acts(Act::Refused(Refusal::Full { slots: 1 }));
-    create(&bench, "a").await.unwrap_err();
-    assert_eq!(bench.context.registry.find("a").unwrap().summary().id, first.summary().id);
+    let before = first.summary();
+    let console = first.console().unwrap().kept();
+    let other = VmSpec { cpus: 2, ..spec("a") };
+    let starting = Vm::create(&bench.context, request(other.clone()), 1000).unwrap();
+    starting.until_running().await.unwrap_err();
+    assert_eq!(bench.context.registry.find(OWNER, "a").unwrap().summary(), before);
+    assert_eq!(first.console().unwrap().kept(), console);
     bench.acts(Act::Good);
-    let second = create(&bench, "a").await.unwrap();
-    assert_eq!(bench.context.registry.find("a").unwrap().summary().id, second.summary().id);
+    let second = Vm::create(&bench.context, request(other), 1000).unwrap().until_running().await.unwrap();
+    let now = second.summary();
+    assert_eq!((&now.id, now.cpus, now.generation), (&before.id, 2, 2));
+    assert_eq!(now.end.unwrap().kind, EndKind::GuestCrashed, "its history stays");
 }
 
 #[tokio::test]
@@ -323,7 +331,6 @@ async fn limits_without_a_cgroup_are_told_in_inspect() {
     let bench = Bench::new();
     let mut spec = spec("a");
     spec.limits = Some(serde_json::from_str(r#"{"pids_max":64,"enforce":"best-effort"}"#).unwrap());
-    let vm = Vm::create(&bench.context, spec, 1000, false).unwrap();
-    vm.until_running().await.unwrap();
+    let vm = Vm::create(&bench.context, request(spec), 1000).unwrap().until_running().await.unwrap();
     assert_eq!(vm.info().worker.unwrap().limits, "not held: the test has none");
 }

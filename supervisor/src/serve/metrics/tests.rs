@@ -2,12 +2,11 @@
 
 use super::*;
 use crate::api::types::VmStats;
-use crate::serve::testing::{Bench, FakeVm, spec};
+use crate::serve::testing::{Bench, FakeVm, request, spec};
 use worker_api::{NetCounters, Reply, Stats, VcpuCounters};
 
 async fn running(bench: &Bench, name: &str) -> (Arc<Vm>, FakeVm) {
-    let vm = Vm::create(&bench.context, spec(name), 1000, false).unwrap();
-    vm.until_running().await.unwrap();
+    let vm = Vm::create(&bench.context, request(spec(name)), 1000).unwrap().until_running().await.unwrap();
     (vm, bench.started().await)
 }
 

@@ -1,0 +1,314 @@
+//! A VM's end: how it is called, how it is written down, and what comes after it.
+//!
+//! The order keeps what a supervisor that dies in between needs: the row says how it ended, then the handle goes, then the
+//! jailer forgets the worker. Whoever is told of the end is told after that.
+
+use super::{Actor, AskedStart};
+use crate::api::types::{ApiError, Desired, End, EndKind, ErrorCode, EventKind};
+use crate::serve::Context;
+use crate::serve::adopt::{Found, How};
+use crate::serve::jail::Held;
+use crate::serve::lifecycle::{After, Event, State, is_guests};
+use crate::serve::registry::Place;
+use crate::serve::restart::{self, Decision};
+use crate::serve::state::Change;
+use crate::serve::vm::{Reply, Vm, unix_time};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long the end of a VM waits for its row to be written. A disk that hangs keeps nobody from starting it again.
+const WRITE: Duration = Duration::from_secs(5);
+/// How long it waits for netd to take the leases back, so that the next run gets its forwards.
+const RELEASE: Duration = Duration::from_secs(2);
+/// How long a retired VM is found at most.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What is told once the end is written down.
+pub struct Told {
+    /// Who asked for the start that failed, or for the one whose guest was quicker than the word that it ran.
+    answer: Option<(Reply, Result<(), ApiError>)>,
+    /// Why it ended.
+    reason: String,
+    /// What is said of the restart.
+    restart: Option<String>,
+    /// It never ran, and its owner had asked for it: nothing of that is kept.
+    undone: bool,
+}
+
+impl Actor {
+    /// Writes the end down and decides what comes.
+    pub(super) fn record(&mut self) {
+        let State::Ended { kind, asked } = self.state else { return };
+        let quick = is_guests(kind) && self.run.failure.is_none() && self.run.held.is_some();
+        if quick && self.run.began.is_none() {
+            self.runs();
+        }
+        let ran = self.run.began.is_some() || self.run.meanwhile.is_some();
+        let failure = (!ran && kind == EndKind::StartFailed).then(|| self.failure());
+        let reason = failure.as_ref().map_or_else(|| self.reason(kind), |failure| failure.message.clone());
+        tracing::info!(id = self.intent.id(), name = self.intent.spec.name, ?kind, reason, "ended");
+        self.intent.ended(End { kind, reason: reason.clone(), at: unix_time() });
+        let mut told = Told { answer: None, reason, restart: None, undone: false };
+        let (change, after) = match self.asked.take() {
+            Some(AskedStart { told: asker, before }) if !ran => {
+                told.answer = Some((asker, Err(failure.unwrap_or_else(|| self.stopped_before()))));
+                told.undone = true;
+                self.undo(before)
+            }
+            asker => {
+                told.answer = asker.map(|asked| (asked.told, Ok(())));
+                self.intent.confirmed = true;
+                self.decide(kind, asked, &mut told)
+            }
+        };
+        self.run.told = Some(told);
+        let (context, number) = (self.context.clone(), self.intent.number);
+        let (held, nets, control) = (self.run.held.take(), std::mem::take(&mut self.run.nets), self.run.control.take());
+        let writing = self.run.writing.take();
+        self.step = Some(Box::pin(async move {
+            write(&context, change).await;
+            if let Some(writing) = writing {
+                // Its disk may hang, too.
+                let _ = tokio::time::timeout(WRITE, writing).await;
+            }
+            if let Err(error) = context.handles.remove(number) {
+                tracing::error!(%error, "the handle of a VM that has ended could not be removed");
+            }
+            let leased = !nets.leases.is_empty();
+            drop((nets, control));
+            if leased {
+                let _ = tokio::time::timeout(RELEASE, context.netd.settled()).await;
+            }
+            // Its jailer forgets it now.
+            drop(held);
+            super::steps::Done::Recorded(after)
+        }));
+    }
+
+    /// A start that failed or was given up leaves nothing: no row of a new VM, the row of one that was there as it was.
+    fn undo(&mut self, before: Option<crate::serve::state::Intent>) -> (Change, After) {
+        match before {
+            Some(before) => {
+                self.intent = before;
+                self.intent.desired = Desired::Stopped;
+                (Change::Put(Box::new(self.intent.clone())), After::Rest)
+            }
+            None => (Change::Remove(self.intent.number), After::Remove),
+        }
+    }
+
+    /// What comes after a run.
+    fn decide(&mut self, kind: EndKind, asked: bool, told: &mut Told) -> (Change, After) {
+        if self.intent.remove_when_ended {
+            return (Change::Remove(self.intent.number), After::Remove);
+        }
+        let backoff = self.intent.spec.backoff.clone().unwrap_or_default();
+        let ran = self.run.began.map_or(Duration::ZERO, |began| began.elapsed());
+        let decision = restart::decide(self.intent.spec.restart, &backoff, kind, self.row, ran);
+        let after = match decision {
+            Decision::Again { after, nth } if !asked => {
+                (self.row, self.clock.back_off) = (nth, after);
+                let count = self.intent.restarts.saturating_add(1);
+                told.restart = Some(format!("started again in {} s (restart {count})", after.as_secs()));
+                After::BackOff
+            }
+            Decision::GiveUp(row) if !asked => {
+                told.reason += &format!("; given up after {row} restarts in a row");
+                After::Rest
+            }
+            _ => After::Rest,
+        };
+        if after == After::Rest {
+            self.intent.desired = Desired::Stopped;
+        }
+        (Change::Put(Box::new(self.intent.clone())), after)
+    }
+
+    /// It is time for a restart; none where there is no place for it now.
+    pub(super) fn restart_is_due(&mut self) -> Option<Event> {
+        self.clock.restart_at = None;
+        match self.context.registry.enter() {
+            Ok(place) => {
+                self.run.place = Some(place);
+                self.intent.restarts = self.intent.restarts.saturating_add(1);
+                self.emit(EventKind::Starting, &format!("restart {}, as its file says", self.intent.restarts));
+                self.save();
+                Some(Event::BackOffOver)
+            }
+            Err(error) => {
+                tracing::warn!(id = self.intent.id(), "no restart now: {}", error.message);
+                self.clock.restart_at = Some(Instant::now() + self.clock.back_off.max(Duration::from_secs(30)));
+                None
+            }
+        }
+    }
+
+    /// Nothing of it runs any more.
+    pub(super) fn came_to_rest(&mut self, before: State) {
+        let told = self.run.told.take();
+        let forgotten = matches!(before, State::Ended { .. }) && told.as_ref().is_some_and(|told| !told.undone);
+        self.run = Default::default();
+        (self.clock.deadline, self.clock.overdue) = (None, false);
+        match self.state {
+            State::Gone if forgotten => {
+                self.context.registry.retire(&self.vm);
+                forget_later(&self.context, &self.vm);
+            }
+            State::Gone => self.context.registry.remove(&self.vm),
+            _ if self.vm.console().is_ok() => self.context.registry.keep_console(&self.vm),
+            _ => {}
+        }
+        if self.state == State::Resting {
+            self.clock.restart_at = None;
+            // It was stopped while its end was written down, and a restart was already decided.
+            if self.intent.desired == Desired::Running {
+                self.intent.desired = Desired::Stopped;
+                self.save();
+            }
+        }
+        let Some(Told { answer, reason, restart, .. }) = told else { return };
+        self.emit(EventKind::Ended, &reason);
+        if let (Some(restart), State::BackingOff) = (restart, self.state) {
+            self.emit(EventKind::Restarting, &restart);
+        }
+        // After others can see it.
+        self.publish();
+        if let Some((asker, answer)) = answer {
+            let _ = asker.send(answer);
+        }
+    }
+
+    /// How it ended, in a sentence.
+    fn reason(&self, kind: EndKind) -> String {
+        match (kind, &self.run.meanwhile, &self.run.worker_end) {
+            (EndKind::Killed, None, _) if self.clock.overdue => {
+                format!("the guest ignored the power button for {} s and was killed", self.clock.patience.as_secs())
+            }
+            (EndKind::Killed, ..) => "killed on request".into(),
+            (EndKind::Unhealthy, ..) => {
+                let why = self.run.unwell.as_deref().unwrap_or("it was not well");
+                format!("killed, as its file says, since {why}")
+            }
+            (_, Some(How::Unknown(why) | How::NotBelieved(why)), _) => why.clone(),
+            (_, Some(How::HostDown), _) => "the host went down under it, or was started anew".into(),
+            (_, _, Some(end)) => end.reason(),
+            _ => "the worker is gone, and so is the jailer that could say how it ended".into(),
+        }
+    }
+
+    fn stopped_before(&self) -> ApiError {
+        let message = format!("{} was stopped before it ran", self.intent.spec.name);
+        ApiError { code: ErrorCode::Conflict, message, field: None }
+    }
+
+    /// Why it never ran.
+    fn failure(&self) -> ApiError {
+        match (&self.run.worker_end, &self.run.failure) {
+            (_, Some(failure)) if !self.run.hung_up => failure.clone(),
+            // Our own kill followed the hang-up and came first.
+            (Some(end), Some(failure)) if end.by_sigkill() => failure.clone(),
+            (Some(end), _) => ApiError {
+                code: ErrorCode::Internal,
+                message: format!("the guest never ran: {}", end.reason()),
+                field: None,
+            },
+            (None, Some(failure)) => failure.clone(),
+            (None, None) => ApiError {
+                code: ErrorCode::Internal,
+                message: "the guest never ran: its worker ended, and nobody could say how".into(),
+                field: None,
+            },
+        }
+    }
+
+    /// It was found running.
+    pub(super) fn adopt(&mut self, found: Found, place: Option<Place>) {
+        let Found { intent, held, control, paused, console, nets, started_at } = found;
+        self.intent = intent;
+        self.intent.confirmed = true;
+        self.row = self.intent.restarts;
+        self.run.unreachable = console.is_none();
+        match console {
+            Some(console) => self.vm.set_console(console),
+            None => self.vm.no_console(),
+        }
+        let run = &mut self.run;
+        (run.place, run.held, run.control, run.nets) = (place, Some(held), Some(Arc::new(control)), nets);
+        // The host's clock may have been set since: then it has run for less than it has.
+        let ran = Duration::from_secs(unix_time().saturating_sub(started_at));
+        (run.began, run.started_at) = (Instant::now().checked_sub(ran), Some(started_at));
+        run.began.get_or_insert_with(Instant::now);
+        self.state = State::adopted(paused);
+        self.entered(State::Resting);
+        self.save();
+        // Its owner wanted it stopped, and the supervisor that was asked is gone.
+        if self.intent.desired == Desired::Stopped {
+            self.clock.patience = super::OLD_STOP;
+            self.happened(Event::StopAsked);
+        }
+    }
+
+    /// It ended while nobody looked.
+    pub(super) fn ended_meanwhile(&mut self, how: How, held: Option<Held>, place: Option<Place>) {
+        let asked = self.intent.desired == Desired::Stopped;
+        let kind = match &how {
+            How::Told(end) if asked && end.by_sigkill() => EndKind::Killed,
+            How::Told(end) => end.kind(),
+            How::HostDown => EndKind::HostDown,
+            How::Unknown(_) => EndKind::Unknown,
+            How::NotBelieved(_) => EndKind::WorkerCrashed,
+        };
+        if let How::Told(end) = &how {
+            self.run.worker_end = Some(end.clone());
+        }
+        (self.run.place, self.run.held, self.run.reaped, self.run.meanwhile) = (place, held, true, Some(how));
+        self.row = self.intent.restarts;
+        self.state = State::Ended { kind, asked };
+        self.record();
+    }
+
+    /// It did not run. One that was to run waited for its restart, or for a start that its supervisor did not live to see.
+    pub(super) fn rest_on(&mut self) {
+        self.row = self.intent.restarts;
+        if self.intent.desired == Desired::Stopped {
+            return;
+        }
+        let backoff = self.intent.spec.backoff.clone().unwrap_or_default();
+        let last = self.intent.ends.last().map(|end| end.kind);
+        let decide = |kind| restart::decide(self.intent.spec.restart, &backoff, kind, self.row, Duration::ZERO);
+        match last.map(decide) {
+            Some(Decision::Again { after, nth }) => {
+                (self.row, self.clock.back_off) = (nth, after);
+                self.clock.restart_at = Some(Instant::now() + after);
+                self.state = State::BackingOff;
+            }
+            _ => {
+                self.intent.desired = Desired::Stopped;
+                self.save();
+            }
+        }
+        self.publish();
+    }
+}
+
+/// Writes a VM's end; says so where it does not work, which stops nobody.
+async fn write(context: &Context, change: Change) {
+    match tokio::time::timeout(WRITE, context.store.write(vec![change])).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(%error, "the end of a VM could not be written down"),
+        Err(_) => tracing::error!("the end of a VM is not written down yet; the disk of the state is slow"),
+    }
+}
+
+/// Forgets a retired VM after a grace period, whoever has asked until then.
+fn forget_later(context: &Arc<Context>, vm: &Arc<Vm>) {
+    // Weak: the console of a VM that is forgotten sooner goes at once.
+    let (context, vm) = (context.clone(), Arc::downgrade(vm));
+    tokio::spawn(async move {
+        tokio::time::sleep(GRACE).await;
+        if let Some(vm) = vm.upgrade() {
+            context.registry.remove(&vm);
+        }
+    });
+}
