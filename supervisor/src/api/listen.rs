@@ -3,6 +3,7 @@
 use super::error::Refusal;
 use super::types::ErrorCode;
 use crate::serve::Context;
+use crate::serve::registry::Who;
 use axum::response::IntoResponse;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -47,6 +48,13 @@ impl Caller {
             let message = "too many clients follow events or wait for operations already; end some of them";
             Refusal::new(ErrorCode::Unavailable, message)
         })
+    }
+}
+
+impl Caller {
+    /// Whose VMs they see: their own; all of them where they are root, or whom the supervisor (of uid `own`) belongs to.
+    pub fn who(&self, own: u32) -> Who {
+        Who { uid: self.uid, all: self.uid == 0 || self.uid == own }
     }
 }
 

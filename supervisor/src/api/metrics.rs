@@ -1,10 +1,11 @@
 //! The handlers of what VMs use and did. Nothing is read until somebody asks.
 
 use super::handlers::{Answer, Shared, find};
+use super::listen::Caller;
 use super::types::{ApiError, VmStats};
 use crate::serve::metrics;
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Extension, Path, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 
@@ -16,16 +17,21 @@ const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
     (status = 200, body = VmStats),
     (status = 404, body = ApiError),
 ))]
-pub async fn vm_stats(State(context): Shared, Path(key): Path<String>) -> Answer<Json<VmStats>> {
-    let hold = find(&context, &key)?;
+pub async fn vm_stats(
+    State(context): Shared,
+    Extension(caller): Extension<Caller>,
+    Path(key): Path<String>,
+) -> Answer<Json<VmStats>> {
+    let hold = find(&context, &caller, &key)?;
     let samples = metrics::collect(&context, vec![hold.vm.clone()]).await;
     Ok(Json(samples.into_iter().map(|(_, stats)| stats).next().ok_or_else(|| super::error::Refusal::no_vm(&key))?))
 }
 
 /// The same of all VMs, by name.
 #[utoipa::path(get, path = "/v1/stats", responses((status = 200, body = Vec<VmStats>)))]
-pub async fn stats(State(context): Shared) -> Json<Vec<VmStats>> {
-    let samples = metrics::collect(&context, context.registry.list()).await;
+pub async fn stats(State(context): Shared, Extension(caller): Extension<Caller>) -> Json<Vec<VmStats>> {
+    let vms = context.registry.list_for(caller.who(context.host.uid));
+    let samples = metrics::collect(&context, vms).await;
     Json(samples.into_iter().map(|(_, stats)| stats).collect())
 }
 
@@ -33,7 +39,12 @@ pub async fn stats(State(context): Shared) -> Json<Vec<VmStats>> {
 #[utoipa::path(get, path = "/metrics", responses(
     (status = 200, body = String, content_type = "text/plain", description = "Prometheus' text format, version 0.0.4"),
 ))]
-pub async fn prometheus(State(context): Shared) -> Response {
-    let text = metrics::exposition(&context, context.registry.list()).await;
+pub async fn prometheus(State(context): Shared, caller: Option<Extension<Caller>>) -> Response {
+    let vms = match caller {
+        Some(Extension(caller)) => context.registry.list_for(caller.who(context.host.uid)),
+        // Over the loopback listener, which knows no callers and says so where it is asked for.
+        None => context.registry.list(),
+    };
+    let text = metrics::exposition(&context, vms).await;
     ([(header::CONTENT_TYPE, TEXT)], text).into_response()
 }

@@ -8,6 +8,7 @@ use axum::Router;
 use axum::routing::{get, post};
 use std::sync::Arc;
 
+pub(crate) mod console;
 pub(crate) mod error;
 pub(crate) mod events;
 pub(crate) mod handlers;
@@ -16,8 +17,10 @@ pub mod loopback;
 pub(crate) mod metrics;
 pub(crate) mod nets;
 pub(crate) mod openapi;
+pub(crate) mod operate;
 pub(crate) mod ops;
 pub mod types;
+pub(crate) mod vms;
 
 use crate::serve::Context;
 
@@ -30,18 +33,24 @@ pub const WRITTEN_HEADER: &str = "vmsup-written";
 /// Header of `logs`: how many of them are no longer kept.
 pub const OVERWRITTEN_HEADER: &str = "vmsup-overwritten";
 
+/// Header of the answers to requests that take time: the number of the operation.
+pub const OPERATION_HEADER: &str = "vmsup-operation";
+
 /// All routes. `openapi.rs` documents each of them; a test holds the two together.
 pub(crate) fn router(context: Arc<Context>) -> Router {
     Router::new()
         .route("/v1/version", get(handlers::version))
         .route("/v1/openapi.json", get(openapi::document))
-        .route("/v1/vms", get(handlers::list).post(handlers::create))
-        .route("/v1/vms/{vm}", get(handlers::info).delete(handlers::remove))
-        .route("/v1/vms/{vm}/stop", post(handlers::stop))
-        .route("/v1/vms/{vm}/kill", post(handlers::kill))
+        .route("/v1/vms", get(handlers::list).post(vms::create))
+        .route("/v1/vms/{vm}", get(handlers::info).put(vms::update).delete(vms::remove))
+        .route("/v1/vms/{vm}/start", post(vms::start))
+        .route("/v1/vms/{vm}/stop", post(vms::stop))
+        .route("/v1/vms/{vm}/kill", post(vms::kill))
+        .route("/v1/vms/{vm}/pause", post(vms::pause))
+        .route("/v1/vms/{vm}/resume", post(vms::resume))
         .route("/v1/vms/{vm}/wait", get(handlers::wait))
         .route("/v1/vms/{vm}/logs", get(handlers::logs))
-        .route("/v1/vms/{vm}/console", get(handlers::console))
+        .route("/v1/vms/{vm}/console", get(console::console))
         .route("/v1/vms/{vm}/net", get(nets::net_stats))
         .route("/v1/vms/{vm}/stats", get(metrics::vm_stats))
         .route("/v1/stats", get(metrics::stats))

@@ -1,10 +1,11 @@
 //! The handlers of networks: what netd says of them, and what workers count. Both are looked at before they are told.
 
 use super::handlers::{Answer, Shared, find};
+use super::listen::Caller;
 use super::types::{ApiError, LeaseEntry, NetStats, Network};
 use crate::serve::{nets, refusals, registry::Entry};
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Extension, Path, State};
 use std::collections::HashMap;
 
 /// The networks that the supervisor's user may use.
@@ -39,8 +40,8 @@ pub async fn leases(State(context): Shared) -> Answer<Json<Vec<LeaseEntry>>> {
     let told = context.netd.leases().await.map_err(|error| refusals::no_netd(&error, context.netd.path()))?;
     // After the question: a VM that was made meanwhile is known, too.
     let vms = context.registry.list();
-    let living = vms.iter().filter(|vm| !vm.ended());
-    let names: HashMap<u64, &str> = living.map(|vm| (vm.number(), vm.spec.name.as_str())).collect();
+    let living = vms.iter().filter(|vm| !vm.rests());
+    let names: HashMap<u64, &str> = living.map(|vm| (vm.number(), vm.name())).collect();
     let entry = |info: netd_api::LeaseInfo| LeaseEntry {
         id: info.id.0,
         network: info.network,
@@ -59,6 +60,10 @@ pub async fn leases(State(context): Shared) -> Answer<Json<Vec<LeaseEntry>>> {
     (status = 404, body = ApiError),
     (status = 409, body = ApiError, description = "It does not run"),
 ))]
-pub async fn net_stats(State(context): Shared, Path(key): Path<String>) -> Answer<Json<Vec<NetStats>>> {
-    Ok(Json(find(&context, &key)?.vm.net_stats().await?))
+pub async fn net_stats(
+    State(context): Shared,
+    Extension(caller): Extension<Caller>,
+    Path(key): Path<String>,
+) -> Answer<Json<Vec<NetStats>>> {
+    Ok(Json(find(&context, &caller, &key)?.vm.net_stats().await?))
 }

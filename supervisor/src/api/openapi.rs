@@ -1,6 +1,6 @@
 //! The OpenAPI document, made from the handlers' own annotations.
 
-use super::{events, handlers, metrics, nets, ops};
+use super::{console, events, handlers, metrics, nets, ops, vms};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
@@ -15,14 +15,18 @@ use utoipa::OpenApi;
     paths(
         handlers::version,
         handlers::list,
-        handlers::create,
+        vms::create,
         handlers::info,
-        handlers::remove,
-        handlers::stop,
-        handlers::kill,
+        vms::update,
+        vms::remove,
+        vms::start,
+        vms::stop,
+        vms::kill,
+        vms::pause,
+        vms::resume,
         handlers::wait,
         handlers::logs,
-        handlers::console,
+        console::console,
         metrics::vm_stats,
         metrics::stats,
         metrics::prometheus,

@@ -118,6 +118,103 @@ async fn a_kill_and_a_stop_answer_when_the_vm_has_ended() {
 }
 
 #[tokio::test]
+async fn a_vm_that_ended_is_started_by_its_name_paused_and_resumed() {
+    use worker_api::{Reply::Done, Request};
+    let server = Server::new();
+    let (answer, fake) = server.create("a").await;
+    let made: VmInfo = answer.json();
+    assert_eq!(server.ask("POST", "/v1/vms/a/start", b"").await.status, 409);
+    fake.exit(0);
+    let _: VmInfo = server.ask("GET", "/v1/vms/a/wait", b"").await.json();
+    let again: VmInfo = server.ask("POST", "/v1/vms/a/start", b"").await.json();
+    assert_eq!((again.summary.state, &again.summary.id), (VmState::Running, &made.summary.id));
+    let fake = server.bench.started().await;
+    for (path, asked, state) in
+        [("/v1/vms/a/pause", Request::Pause, VmState::Paused), ("/v1/vms/a/resume", Request::Resume, VmState::Running)]
+    {
+        let worker = fake.copy();
+        let worker = tokio::task::spawn_blocking(move || worker.answer(&Done));
+        let answer: VmInfo = server.ask("POST", path, b"").await.json();
+        assert_eq!((worker.await.unwrap(), answer.summary.state), (asked, state));
+    }
+    fake.exit(0);
+    let _: VmInfo = server.ask("GET", "/v1/vms/a/wait", b"").await.json();
+    assert_eq!(server.ask("POST", "/v1/vms/a/pause", b"").await.status, 409);
+}
+
+#[tokio::test]
+async fn a_request_that_takes_time_says_which_operation_it_is_and_need_not_be_waited_for() {
+    let server = Server::new();
+    let answer = server.ask("POST", "/v1/vms?wait=false", body("a").as_bytes()).await;
+    let op: Operation = answer.json();
+    assert_eq!((answer.status, op.kind, op.state), (202, OperationKind::Create, OperationState::Running));
+    assert!(answer.head.contains(&format!("vmsup-operation: {}", op.id)), "{answer:?}");
+    let fake = server.bench.started().await;
+    let operations = &server.bench.context.operations;
+    while operations.get(op.id).unwrap().borrow().state == OperationState::Running {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(operations.get(op.id).unwrap().borrow().state, OperationState::Done);
+    let answer = server.ask("POST", "/v1/vms", body("a").as_bytes()).await;
+    assert_eq!(answer.status, 409);
+    let failed = operations.list().pop().unwrap();
+    assert_eq!(failed.error.map(|error| error.code), Some(ErrorCode::Conflict));
+    assert!(answer.head.contains(&format!("vmsup-operation: {}", failed.id)), "{answer:?}");
+    assert_eq!(server.ask("POST", "/v1/vms/a/stop?wait=perhaps", br#"{"deadline_s":0}"#).await.status, 400);
+    fake.exit(0);
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_changes_nothing_of_what_it_asked_for() {
+    let server = Server::new();
+    let (_, fake) = server.create("a").await;
+    let mut stream = UnixStream::connect(&server.socket).await.unwrap();
+    let body = br#"{"deadline_s":600}"#;
+    let head = format!("POST /v1/vms/a/stop HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
+    stream.write_all(&[head.as_bytes(), body].concat()).await.unwrap();
+    let worker = fake.copy();
+    let asked = tokio::task::spawn_blocking(move || worker.answer(&worker_api::Reply::Done)).await.unwrap();
+    assert_eq!(asked, worker_api::Request::PowerButton);
+    drop(stream);
+    let listed: Vec<VmSummary> = server.ask("GET", "/v1/vms", b"").await.json();
+    assert_eq!(listed[0].state, VmState::Stopping);
+    fake.exit(0);
+    let ended: VmInfo = server.ask("GET", "/v1/vms/a/wait", b"").await.json();
+    assert_eq!(ended.summary.end.unwrap().kind, EndKind::Shutdown);
+    let operations = &server.bench.context.operations;
+    while operations.list().iter().any(|op| op.state == OperationState::Running) {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(operations.list().pop().unwrap().state, OperationState::Done);
+}
+
+#[tokio::test]
+async fn another_file_is_put_in_the_place_of_the_first() {
+    let server = Server::new();
+    let (_, fake) = server.create("a").await;
+    let put = |spec: &str, more: &str| format!(r#"{{"spec":{spec},"deadline_s":600{more}}}"#);
+    let hello = r#"{"name":"a","cpus":1,"memory_mib":32,"boot":{"builtin":"hello"}"#;
+    let always = put(&format!(r#"{hello},"restart":"always"}}"#), r#","source":"/etc/vms","if_generation":1"#);
+    let answer: UpdateAnswer = server.ask("PUT", "/v1/vms/a", always.as_bytes()).await.json();
+    assert_eq!((answer.done, answer.vm.summary.generation), (UpdateDone::InPlace, 2));
+    assert_eq!(answer.vm.summary.source.as_deref(), Some("/etc/vms"));
+    for (body, status, says) in [
+        (always.clone(), 409, "changed by somebody else"),
+        (put(&format!("{}}}", hello.replace("\"a\"", "\"b\"")), ""), 400, "keeps its name"),
+        (put(&format!(r#"{hello},"health":{{"tcp":80}}}}"#), ""), 400, "nets"),
+        (put(&format!("{hello}}}"), r#","source":"a\u001bb""#), 400, "a source is"),
+    ] {
+        let answer = server.ask("PUT", "/v1/vms/a", body.as_bytes()).await;
+        let error: ApiError = answer.json();
+        assert!(answer.status == status && error.message.contains(says), "{answer:?}");
+    }
+    assert_eq!(server.ask("PUT", "/v1/vms/nobody", always.as_bytes()).await.status, 404);
+    let killed: VmInfo = server.ask("POST", "/v1/vms/a/kill", b"").await.json();
+    assert_eq!((killed.summary.generation, killed.summary.desired), (2, Desired::Stopped));
+    drop(fake);
+}
+
+#[tokio::test]
 async fn every_route_is_documented_and_every_documented_route_is_there() {
     let server = Server::new();
     let document: serde_json::Value = server.ask("GET", "/v1/openapi.json", b"").await.json();
@@ -133,9 +230,13 @@ async fn every_route_is_documented_and_every_documented_route_is_there() {
         ("GET", "/v1/vms"),
         ("POST", "/v1/vms"),
         ("GET", "/v1/vms/{vm}"),
+        ("PUT", "/v1/vms/{vm}"),
         ("DELETE", "/v1/vms/{vm}"),
+        ("POST", "/v1/vms/{vm}/start"),
         ("POST", "/v1/vms/{vm}/stop"),
         ("POST", "/v1/vms/{vm}/kill"),
+        ("POST", "/v1/vms/{vm}/pause"),
+        ("POST", "/v1/vms/{vm}/resume"),
         ("GET", "/v1/vms/{vm}/wait"),
         ("GET", "/v1/vms/{vm}/logs"),
         ("GET", "/v1/vms/{vm}/console"),
@@ -166,7 +267,8 @@ async fn every_route_is_documented_and_every_documented_route_is_there() {
     }
     // The document names the types that are sent.
     let schemas = &document["components"]["schemas"];
-    let names = "VmInfo VmSummary VmSpec ApiError CreateRequest StopRequest VersionInfo VmNet Network LeaseEntry NetStats Event Operation";
+    let names = "VmInfo VmSummary VmSpec ApiError CreateRequest UpdateRequest UpdateAnswer Event Operation StopRequest VersionInfo \
+         VmNet Network LeaseEntry NetStats";
     for name in names.split(' ') {
         assert!(schemas[name].is_object(), "{name}");
     }
