@@ -2,7 +2,7 @@
 //!
 //! Runs in the CLI (for an error with the line of the file) and again in the supervisor (which believes no client).
 
-use super::nets;
+use super::{life, nets};
 use crate::spec::{Boot, Builtin, Disk, Limits, NAME_MAX, VmSpec};
 use worker_api::{CMDLINE_MAX, CPUS_MAX, DISKS_MAX, MEMORY_MIB_MAX, MEMORY_MIB_MIN, SERIAL_MAX};
 
@@ -57,7 +57,8 @@ pub fn check(spec: &VmSpec) -> Result<(), FieldError> {
     if let Some(limits) = &spec.limits {
         check_limits(spec, limits)?;
     }
-    nets::check(&spec.nets)
+    nets::check(&spec.nets)?;
+    life::check(spec)
 }
 
 /// Checks the memory that a VM asks for against the host's.

@@ -13,6 +13,7 @@
 pub mod check;
 mod de;
 mod files;
+mod life;
 pub(crate) mod nets;
 mod read;
 pub mod schema;

@@ -155,7 +155,7 @@ mod tests {
             "vm.json:7:15: disks[0].read_only: unknown field; did you mean \"readonly\"?"
         );
         assert!(sentence(&with("\"colour\": 1")).ends_with(
-            "colour: unknown field; known here: name, cpus, memory_mib, boot, disks, console, limits, nets"
+            "colour: unknown field; known here: name, cpus, memory_mib, boot, disks, console, limits, nets, restart, backoff, health"
         ));
         assert_eq!(
             sentence(&with("\"nets\": [{\"network\": \"a\", \"forward\": []}]")),
