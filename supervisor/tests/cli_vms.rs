@@ -110,6 +110,106 @@ fn rm_deletes_and_with_force_kills_first() {
 }
 
 #[test]
+fn start_takes_a_name_where_there_is_no_such_file() {
+    let fake = Fake::new(|_| Answer::Json(200, vm("web1", None)));
+    std::fs::create_dir(fake.place.path().join("web1")).unwrap();
+    let done = fake.place.run(&["start", "web1"]);
+    assert_eq!(done.stdout, "web1 started (id 77aa); its console: vmsup console web1\n", "{done:?}");
+    assert_eq!(fake.asked(), ["POST /v1/vms/web1/start"]);
+    // What looks like a file is one, and what is one is read.
+    for name in ["web2.json", "./web2", "vms/web2"] {
+        assert_eq!(fake.place.run(&["start", name]).status, 2, "{name}");
+    }
+    fake.place.file("web3", HELLO);
+    assert_eq!(fake.place.run(&["start", "web3"]).status, 0);
+    assert_eq!(fake.asked()[1], "POST /v1/vms");
+    let fake = Fake::new(|_| Answer::Json(404, error("not_found", "there is no VM a", None)));
+    let done = fake.place.run(&["start", "a"]);
+    assert_eq!(done.is_one_sentence(1), "there is neither a VM nor a file named a; vmsup ls shows the VMs");
+}
+
+#[test]
+fn pause_and_resume_say_where_the_vm_is_now() {
+    for (command, state) in [("pause", "paused"), ("resume", "running")] {
+        let fake = Fake::new(move |_| {
+            let mut vm = vm("a", None);
+            vm["state"] = json!(state);
+            Answer::Json(200, vm)
+        });
+        assert_eq!(fake.place.run(&[command, "a"]).stdout, format!("a: {state}\n"));
+        assert_eq!(fake.asked(), [format!("POST /v1/vms/a/{command}")]);
+    }
+}
+
+#[test]
+fn several_vms_are_asked_side_by_side_and_one_that_fails_stops_no_other() {
+    let fake = Fake::new(|asked| match asked.what.as_str() {
+        "POST /v1/vms/b/stop" => Answer::Json(404, error("not_found", "there is no VM b", None)),
+        other => Answer::Json(200, vm(&other[13..14], Some(("shutdown", "off")))),
+    });
+    let done = fake.place.run(&["stop", "a", "b", "c"]);
+    assert_eq!((done.status, done.stdout.as_str()), (1, "a: off\nc: off\n"));
+    assert_eq!(done.stderr, "vmsup: there is no VM b\n");
+    let done = fake.place.run(&["kill", "a", "c", "--json"]);
+    let list: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
+    assert_eq!((list[0]["name"].as_str(), list[1]["name"].as_str()), (Some("a"), Some("c")));
+    // Which VMs must be said.
+    assert_eq!(fake.place.run(&["stop"]).status, 2);
+    assert_eq!(fake.place.run(&["stop", "a", "--all"]).status, 2);
+}
+
+#[test]
+fn all_means_all_that_it_concerns() {
+    let script = |asked: &support::Asked| match asked.what.as_str() {
+        "GET /v1/vms" => {
+            let mut paused = vm("p", None);
+            (paused["id"], paused["state"]) = (json!("0p"), json!("paused"));
+            let mut ended = vm("e", Some(("guest_crashed", "x")));
+            ended["id"] = json!("0e");
+            Answer::Json(200, json!([paused, ended]))
+        }
+        what if what.starts_with("DELETE") => Answer::Json(204, json!(null)),
+        what if what.starts_with("GET /v1/vms/0e") => Answer::Json(200, vm("e", Some(("guest_crashed", "x")))),
+        what if what.starts_with("GET") => Answer::Json(200, vm("p", None)),
+        _ => Answer::Json(200, vm("p", Some(("killed", "killed on request")))),
+    };
+    for (args, asked) in [
+        (&["stop", "--all"][..], &["GET /v1/vms", "POST /v1/vms/0p/stop"][..]),
+        (&["kill", "--all"], &["GET /v1/vms", "POST /v1/vms/0p/kill"]),
+        (&["resume", "--all"], &["GET /v1/vms", "POST /v1/vms/0p/resume"]),
+        (&["pause", "--all"], &["GET /v1/vms"]),
+        (&["rm", "--all"], &["GET /v1/vms", "DELETE /v1/vms/0e"]),
+    ] {
+        let fake = Fake::new(script);
+        let done = fake.place.run(args);
+        assert_eq!((done.status, fake.asked()), (0, asked.iter().map(|s| s.to_string()).collect()), "{done:?}");
+    }
+    let fake = Fake::new(script);
+    assert_eq!(fake.place.run(&["rm", "--all", "--force"]).status, 0);
+    let asked = fake.asked();
+    assert_eq!(asked.iter().filter(|what| what.starts_with("DELETE")).count(), 2, "{asked:?}");
+    assert!(asked.contains(&"POST /v1/vms/0p/kill".into()) && !asked.contains(&"POST /v1/vms/0e/kill".into()));
+}
+
+#[test]
+fn ls_shows_restarts_and_health_where_there_are_any() {
+    let fake = Fake::new(|_| {
+        let mut well = vm("well", None);
+        (well["restarts"], well["health"]) = (json!(3), json!("healthy"));
+        let mut hung = vm("hung", None);
+        hung["health"] = json!({ "hung": "its worker does not answer\u{1b}[2J" });
+        Answer::Json(200, json!([well, hung]))
+    });
+    let done = fake.place.run(&["ls"]);
+    let lines: Vec<&str> = done.stdout.lines().collect();
+    assert!(lines[0].contains("RESTARTS") && lines[0].contains("HEALTH"), "{done:?}");
+    assert!(lines[1].contains("  3  ") && lines[1].contains("healthy"), "{done:?}");
+    assert!(lines[2].contains("hung: its worker does not answer\\u{1b}"), "{done:?}");
+    let fake = Fake::new(|_| Answer::Json(200, json!([vm("a", None)])));
+    assert!(!fake.place.run(&["ls"]).stdout.contains("HEALTH"));
+}
+
+#[test]
 fn logs_into_a_pipe_are_the_bytes_as_they_are() {
     let bytes = b"\x1b[31mred\x00\xff\r\n".to_vec();
     let sent = bytes.clone();

@@ -1,13 +1,14 @@
 //! `vmsup apply`: VMs become what files say. What is to be done, and in which order, is [`vmsup::reconcile`]'s; here it is
 //! asked of the supervisor, a few VMs at a time, each on a connection of its own.
 
+use super::acts::How;
 use super::args::{Apply, Wish};
 use super::client::{Api, CallError, Client, vm_target};
 use super::diff::{self, Verdict};
 use super::failure::{FAILED, Failure, notice};
 use super::output::{print, print_json};
 use super::sanitize::line;
-use super::vms::{How, note_limits};
+use super::vms::note_limits;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -22,7 +22,7 @@ use std::path::PathBuf;
   vmsup start vm.json                   start a VM in the background
   vmsup console web1                    talk to it; Ctrl-a d leaves
   vmsup inspect web1                    see what its process may do
-  vmsup stop web1                       press its power button
+  vmsup stop web1                       press its power button; vmsup start web1 starts it again
   vmsup net ls                          networks that your VMs may be in
   vmsup events -f                       see what happens, as it happens
 
@@ -40,12 +40,18 @@ pub struct Cli {
 /// What can be asked for.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Start a VM in the background.
-    #[command(after_help = "Example:\n  vmsup start vm.json && vmsup console web1")]
+    /// Start a VM in the background: one that a file describes, or one that is there and does not run.
+    ///
+    /// A VM stays when it has ended, with its id and its history, until it is removed. Started with a file, the VM of that
+    /// name becomes what the file says now; started by its name, it is what it was.
+    #[command(
+        after_help = "Examples:\n  vmsup start vm.json && vmsup console web1\n  vmsup stop web1 && vmsup start web1"
+    )]
     Start {
-        /// The file that describes the VM (`vmsup schema` tells what belongs into it).
-        #[arg(value_hint = ValueHint::FilePath)]
-        file: PathBuf,
+        /// The file that describes the VM (`vmsup schema` tells what belongs into it), or the VM's name or id where there is no
+        /// file of that name.
+        #[arg(value_name = "FILE|VM", value_hint = ValueHint::FilePath)]
+        what: String,
         #[command(flatten)]
         json: Json,
     },
@@ -118,10 +124,13 @@ pub enum Command {
         #[arg(long)]
         raw: bool,
     },
-    /// Press a VM's power button, and kill the VM if it has not ended in time.
+    /// Press VMs' power buttons, and kill those that have not ended in time.
+    ///
+    /// A VM that waits for its restart is not started again. The VMs stay, and can be started again.
+    #[command(after_help = "Examples:\n  vmsup stop web1 web2\n  vmsup stop --all --timeout 60")]
     Stop {
         #[command(flatten)]
-        vm: Vm,
+        vms: Vms,
         /// Seconds that the VM has.
         #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = seconds)]
         timeout: u32,
@@ -148,22 +157,38 @@ pub enum Command {
     /// something.
     #[command(after_help = "Example:\n  vmsup diff --prune vms/")]
     Diff(Diff),
-    /// End a VM at once, as if its power was cut.
-    Kill {
+    /// Have VMs stand still: their vCPUs stop, their memory stays.
+    Pause {
         #[command(flatten)]
-        vm: Vm,
+        vms: Vms,
         #[command(flatten)]
         json: Json,
     },
-    /// Forget a VM that has ended.
+    /// Have paused VMs go on.
+    Resume {
+        #[command(flatten)]
+        vms: Vms,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// End VMs at once, as if their power was cut.
+    Kill {
+        #[command(flatten)]
+        vms: Vms,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Forget VMs that do not run: their files, their history, their consoles' last output.
+    ///
+    /// With --all, those that do not run; with --all --force, every VM.
     Rm {
         #[command(flatten)]
-        vm: Vm,
-        /// Kill it first if it runs.
+        vms: Vms,
+        /// Kill them first if they run.
         #[arg(long)]
         force: bool,
     },
-    /// Wait for a VM's end.
+    /// Wait for a VM's end, the last one where it is started again by itself.
     ///
     /// Exit status: 0 when it shut down, reset itself or was stopped, 1 when it crashed or failed.
     Wait {
@@ -260,7 +285,7 @@ pub enum Command {
     /// Run the supervisor here.
     ///
     /// Other commands start it in the background by themselves; run it yourself to see its log, or under a service
-    /// manager. When it ends, its VMs are stopped.
+    /// manager. When it ends, its VMs go on: the next supervisor finds them (vmsup stop --all ends them).
     #[command(after_help = "Environment:
   VMSUP_LOG            what is logged: error, warn, info (default), debug or trace;
                        debug shows a line for each start of a VM with the time of
@@ -443,6 +468,17 @@ pub struct Vm {
     /// Name or id of the VM.
     #[arg(value_name = "VM", value_parser = vm_name)]
     pub vm: String,
+}
+
+/// Which VMs.
+#[derive(Debug, Args)]
+pub struct Vms {
+    /// Names or ids of the VMs.
+    #[arg(value_name = "VM", value_parser = vm_name, required_unless_present = "all")]
+    pub vms: Vec<String>,
+    /// All VMs that it concerns.
+    #[arg(long, conflicts_with = "vms")]
+    pub all: bool,
 }
 
 /// How to print.

@@ -150,6 +150,14 @@ impl Api {
         serde_json::from_slice(&response.body).map_err(|e| garbled(&e.to_string()))
     }
 
+    /// Receives the answer to a request that brings nothing.
+    ///
+    /// # Errors
+    /// What the supervisor says.
+    pub fn done(&mut self) -> Result<(), CallError> {
+        success(self.0.receive().map_err(|e| gone(&e))?).map(drop)
+    }
+
     /// Asks and receives.
     ///
     /// # Errors

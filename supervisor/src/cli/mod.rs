@@ -4,6 +4,7 @@
 //! owner it checks) and, through it, guests: what they say is made harmless before a terminal sees it, but for the raw
 //! console that the user attached to.
 
+mod acts;
 mod apply;
 mod args;
 mod background;
@@ -50,7 +51,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         return output::print(Cli::command().render_long_help().to_string());
     };
     match command {
-        Command::Start { file, json } => vms::start(&client, &file, json.json),
+        Command::Start { what, json } => acts::start(&client, &what, json.json),
         Command::Run { rm, file } => run::run(&client, &file, rm),
         Command::Ls { json } => vms::ls(&client, json.json),
         Command::Inspect { vm, json } => inspect::inspect(&client, &vm.vm, json.json),
@@ -58,12 +59,14 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             vms::console(&client, &vm.vm, vms::Attach { detach_on_eof, history: !no_history, input: !read_only })
         }
         Command::Logs { vm, follow, raw } => vms::logs(&client, &vm.vm, follow, raw),
-        Command::Stop { vm, timeout, json } => vms::end(&client, &vm.vm, vms::How::Stop(timeout), json.json),
-        Command::Kill { vm, json } => vms::end(&client, &vm.vm, vms::How::Kill, json.json),
+        Command::Stop { vms, timeout, json } => acts::end(&client, &vms, acts::How::Stop(timeout), json.json),
+        Command::Kill { vms, json } => acts::end(&client, &vms, acts::How::Kill, json.json),
+        Command::Pause { vms, json } => acts::pause(&client, &vms, json.json),
+        Command::Resume { vms, json } => acts::resume(&client, &vms, json.json),
         Command::Apply(args) => apply::apply(&client, &args),
         Command::Diff(args) => diff::diff(&client, &args),
-        Command::Rm { vm, force } => vms::rm(&client, &vm.vm, force),
-        Command::Wait { vm, json } => vms::end(&client, &vm.vm, vms::How::Wait, json.json),
+        Command::Rm { vms, force } => acts::rm(&client, &vms, force),
+        Command::Wait { vm, json } => acts::wait(&client, &vm.vm, json.json),
         Command::Stats { vms, json } => stats::stats(&client, &vms, json.json),
         Command::Top { once } => top::top(&client, once),
         Command::Events { follow, after, vm, json } => {

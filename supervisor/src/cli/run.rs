@@ -3,12 +3,13 @@
 //! The path to the guest's first byte is the shortest there is: one connection, on which the answer to the start is
 //! followed by the console from byte 0. All else (waiting for the end, stopping) comes on connections of its own, later.
 
+use super::acts::{How, ended};
 use super::client::{Api, Client};
 use super::failure::{FAILED, Failure, notice};
 use super::keys::Keys;
 use super::session::{self, Ended, Flow, Interrupt, Options};
 use super::terminal;
-use super::vms::{How, create, ended, signals};
+use super::vms::{create, signals};
 use std::path::Path;
 use vmsup::api::types::{EndKind, VmInfo};
 use vmsup::vmjson::SpecFile;

@@ -1,26 +1,15 @@
-//! The commands about VMs that are one request each.
+//! The commands that show VMs: list, output, console.
 
 use super::client::{Api, CallError, Client, status_of, vm_target};
-use super::failure::{FAILED, Failure, notice};
+use super::failure::{Failure, notice};
 use super::output::{age, mib, now, print, print_json, table};
 use super::sanitize::{Sanitizer, line};
 use super::session::{self, Ended, Flow, Interrupt, Options};
 use super::signals::Signals;
 use super::{keys::Keys, net, terminal};
 use std::io::IsTerminal;
-use vmsup::api::types::{ApiError, CreateRequest, StopRequest, VmInfo, VmState, VmSummary};
+use vmsup::api::types::{ApiError, CreateRequest, HealthState, VmInfo, VmState, VmSummary};
 use vmsup::vmjson::SpecFile;
-
-/// `vmsup start FILE`.
-pub fn start(client: &Client, file: &std::path::Path, json: bool) -> Result<(), Failure> {
-    let file = SpecFile::load(file)?;
-    let (_, info) = create(client.connect()?, &file, false)?;
-    if json {
-        return print_json(&info);
-    }
-    let (name, id) = (line(&info.summary.name), line(&info.summary.id));
-    print(format!("{name} started (id {id}); its console: vmsup console {name}\n"))
-}
 
 /// Asks for a VM, and gives the connection back for more.
 pub fn create(mut api: Api, file: &SpecFile, rm: bool) -> Result<(Api, VmInfo), Failure> {
@@ -51,13 +40,20 @@ pub fn ls(client: &Client, json: bool) -> Result<(), Failure> {
         return print_json(&vms);
     }
     let now = now();
-    let rows: Vec<Vec<String>> = vms.iter().map(|vm| row(vm, now)).collect();
-    print(table(&["NAME", "STATE", "PID", "CPUS", "MEMORY", "OWNER", "AGE", "ID", "NET", "END"], &rows))
+    // Most VMs have neither.
+    let restarts = vms.iter().any(|vm| vm.restarts > 0);
+    let health = vms.iter().any(|vm| vm.health.is_some());
+    let mut head = vec!["NAME", "STATE", "PID", "CPUS", "MEMORY", "OWNER", "AGE", "ID", "NET"];
+    head.extend(restarts.then_some("RESTARTS"));
+    head.extend(health.then_some("HEALTH"));
+    head.push("END");
+    let rows: Vec<Vec<String>> = vms.iter().map(|vm| row(vm, now, restarts, health)).collect();
+    print(table(&head, &rows))
 }
 
-fn row(vm: &VmSummary, now: u64) -> Vec<String> {
+fn row(vm: &VmSummary, now: u64, restarts: bool, health: bool) -> Vec<String> {
     let dash = || "-".to_owned();
-    vec![
+    let mut cells = vec![
         vm.name.clone(),
         state(vm.state).into(),
         vm.pid.map_or_else(dash, |p| p.to_string()),
@@ -67,8 +63,21 @@ fn row(vm: &VmSummary, now: u64) -> Vec<String> {
         vm.started_at.map_or_else(dash, |at| age(now.saturating_sub(at))),
         vm.id.clone(),
         net::joined(vm.nets.iter().map(net::brief), ", "),
-        vm.end.as_ref().map(|e| e.reason.clone()).unwrap_or_default(),
-    ]
+    ];
+    cells.extend(restarts.then(|| vm.restarts.to_string()));
+    cells.extend(health.then(|| vm.health.as_ref().map_or_else(dash, self::health)));
+    cells.push(vm.end.as_ref().map(|e| e.reason.clone()).unwrap_or_default());
+    cells
+}
+
+/// How a VM is, as tables have it.
+pub fn health(health: &HealthState) -> String {
+    match health {
+        HealthState::Starting => "starting".into(),
+        HealthState::Healthy => "healthy".into(),
+        HealthState::Unhealthy(why) => format!("unhealthy: {why}"),
+        HealthState::Hung(why) => format!("hung: {why}"),
+    }
 }
 
 /// A state, as tables have it.
@@ -82,69 +91,6 @@ pub fn state(state: VmState) -> &'static str {
         VmState::Stopped => "stopped",
         VmState::Crashed => "crashed",
     }
-}
-
-/// `vmsup stop VM`, `vmsup kill VM` and `vmsup wait VM`: they are answered when the VM has ended.
-pub fn end(client: &Client, vm: &str, how: How, json: bool) -> Result<(), Failure> {
-    let mut api = client.connect()?;
-    api.be_patient()?;
-    how.ask(&mut api, vm)?;
-    let info: VmInfo = api.answer()?;
-    let failed = how == How::Wait && info.summary.end.as_ref().is_some_and(|e| !e.kind.is_clean());
-    if json {
-        print_json(&info)?;
-    } else {
-        print(format!("{}\n", line(&ended(&info))))?;
-    }
-    if failed { Err(Failure::status(FAILED)) } else { Ok(()) }
-}
-
-/// A way to a VM's end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum How {
-    /// Power button, and a kill after so many seconds.
-    Stop(u32),
-    /// At once.
-    Kill,
-    /// By itself.
-    Wait,
-}
-
-impl How {
-    /// Sends the request; its answer is a [`VmInfo`], once the VM has ended.
-    ///
-    /// # Errors
-    /// The supervisor is gone.
-    pub fn ask(self, api: &mut Api, vm: &str) -> Result<(), CallError> {
-        match self {
-            How::Stop(deadline_s) => api.ask("POST", &vm_target(vm, "/stop"), Some(&StopRequest { deadline_s })),
-            How::Kill => api.ask("POST", &vm_target(vm, "/kill"), None::<&()>),
-            How::Wait => api.ask("GET", &vm_target(vm, "/wait"), None::<&()>),
-        }
-    }
-}
-
-/// How a VM ended, in one sentence without a final full stop.
-pub fn ended(info: &VmInfo) -> String {
-    let name = &info.summary.name;
-    match &info.summary.end {
-        Some(end) => format!("{name}: {}", end.reason.trim_end_matches('.')),
-        None => format!("{name}: {}", state(info.summary.state)),
-    }
-}
-
-/// `vmsup rm VM`.
-pub fn rm(client: &Client, vm: &str, force: bool) -> Result<(), Failure> {
-    let mut api = client.connect()?;
-    if force {
-        let info: VmInfo = api.call("GET", &vm_target(vm, ""))?;
-        if info.summary.end.is_none() {
-            How::Kill.ask(&mut api, vm)?;
-            let _: VmInfo = api.answer()?;
-        }
-    }
-    api.raw("DELETE", &vm_target(vm, ""))?;
-    Ok(())
 }
 
 /// `vmsup logs VM`.

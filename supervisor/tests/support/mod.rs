@@ -196,6 +196,7 @@ pub fn vm(name: &str, end: Option<(&str, &str)>) -> serde_json::Value {
     serde_json::json!({
         "name": name, "id": "77aa", "state": state, "pid": 4711, "owner": 1000, "cpus": 1, "memory_mib": 32,
         "nets": [], "started_at": 1, "end": end.map(|(kind, reason)| serde_json::json!({ "kind": kind, "reason": reason, "at": 2 })),
+        "desired": if end.is_some() { "stopped" } else { "running" }, "generation": 1, "spec_hash": "5ec", "restarts": 0,
         "spec": { "name": name, "cpus": 1, "memory_mib": 32, "boot": { "builtin": "hello" } },
         "worker": null, "console": { "written": 0, "overwritten": 0 }
     })

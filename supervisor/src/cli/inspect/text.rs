@@ -1,9 +1,10 @@
 //! The report of `vmsup inspect`, for people.
 
+use super::super::acts::ended;
 use super::super::net::forwards;
 use super::super::output::{age, mib, now, table};
 use super::super::sanitize::line;
-use super::super::vms::{ended, state};
+use super::super::vms::state;
 use super::Report;
 use super::jail::{Inside, Jail, shown};
 use super::proc::Process;
