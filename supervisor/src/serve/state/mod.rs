@@ -26,6 +26,8 @@ mod schema;
 mod store;
 #[cfg(test)]
 pub(crate) mod store_tests;
+#[cfg(test)]
+mod surroundings_tests;
 mod writer;
 
 pub use store::{Loaded, StateError, Store};

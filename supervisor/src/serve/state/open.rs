@@ -160,9 +160,15 @@ fn open_database(folder: &OwnedFd, path: &Path) -> Result<(Writer, Loaded), Obst
     }
     check(&connection).map_err(error)?.map_or(Ok(()), |damage| Err(Obstacle::Corrupt(damage)))?;
     schema::migrate(&mut connection, schema::STEPS).map_err(error)?;
-    let loaded = rows::load(&mut connection).map_err(error)?;
+    let mut loaded = rows::load(&mut connection).map_err(error)?;
     // SQLite has made the log by now; its beginning is synced here, so that the first change waits for no disk.
-    writer::begin_log(&connection).map_err(error)?;
+    if let Err(e) = writer::begin_log(&connection) {
+        match error(e) {
+            // It can be read, and perhaps there is room again when something changes.
+            Obstacle::Unwritable(why) => loaded.trouble = Some(unwritable_now(path, &why)),
+            other => return Err(other),
+        }
+    }
     let log = rustix::fs::openat(folder, LOG, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
         .map_err(Obstacle::unwritable("opening its log"))?;
     if found == 0 {
@@ -170,6 +176,13 @@ fn open_database(folder: &OwnedFd, path: &Path) -> Result<(Writer, Loaded), Obst
     }
     let log = Some(Arc::new(File::from(log)));
     Ok((prepared(connection, path, log, &loaded).map_err(error)?, loaded))
+}
+
+fn unwritable_now(path: &Path, why: &str) -> String {
+    let path = path.display();
+    format!(
+        "{path} cannot be written now ({why}). What changes is kept in memory, and written as soon as that works again"
+    )
 }
 
 /// Sets what holds for this connection only, and says which version the database has.

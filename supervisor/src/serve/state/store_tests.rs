@@ -51,7 +51,7 @@ pub fn operation(id: u64) -> Operation {
     }
 }
 
-fn open(dir: &Path) -> (Store, Loaded) {
+pub(super) fn open(dir: &Path) -> (Store, Loaded) {
     Store::open(dir).unwrap()
 }
 
@@ -59,11 +59,11 @@ fn state(temp: &TempDir) -> PathBuf {
     temp.path().join("state")
 }
 
-fn names(loaded: &Loaded) -> Vec<&str> {
+pub(super) fn names(loaded: &Loaded) -> Vec<&str> {
     loaded.vms.iter().map(|vm| vm.spec.name.as_str()).collect()
 }
 
-fn put(number: u64, name: &str) -> Change {
+pub(super) fn put(number: u64, name: &str) -> Change {
     Change::Put(Box::new(intent(number, name)))
 }
 
