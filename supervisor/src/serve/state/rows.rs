@@ -25,7 +25,10 @@ pub fn load(connection: &mut Connection) -> rusqlite::Result<Loaded> {
     Ok(Loaded { vms, events, operations, trouble })
 }
 
-fn vms(connection: &Connection) -> rusqlite::Result<(Vec<Intent>, Vec<(i64, String)>)> {
+/// A row that cannot be read: its number, and why.
+type Unreadable = (i64, String);
+
+fn vms(connection: &Connection) -> rusqlite::Result<(Vec<Intent>, Vec<Unreadable>)> {
     let mut statement = connection.prepare("SELECT * FROM vms ORDER BY created_at, number")?;
     let mut rows = statement.query([])?;
     let (mut good, mut bad) = (Vec::new(), Vec::new());
@@ -71,7 +74,7 @@ fn intent(row: &Row<'_>) -> Result<Intent, String> {
 }
 
 /// Moves rows that cannot be read out of the way, as they are.
-fn set_aside(connection: &mut Connection, rows: &[(i64, String)]) -> rusqlite::Result<Option<String>> {
+fn set_aside(connection: &mut Connection, rows: &[Unreadable]) -> rusqlite::Result<Option<String>> {
     let Some((_, first)) = rows.first() else { return Ok(None) };
     let transaction = connection.transaction()?;
     for (number, why) in rows {
