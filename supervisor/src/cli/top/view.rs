@@ -44,7 +44,7 @@ pub fn draw(frame: &mut Frame<'_>, model: &Model) {
 fn title(model: &Model) -> Line<'static> {
     let all = model.all();
     let running = all.iter().filter(|row| row.state == VmState::Running).count();
-    let sum = |of: fn(&Row) -> Option<f64>| all.iter().filter_map(of).sum::<f64>();
+    let sum = |of: fn(&Row) -> Option<f64>| all.iter().filter_map(of).fold(0.0, |sum, one| sum + one);
     let vms = match all.len() {
         1 => "1 VM".to_owned(),
         n => format!("{n} VMs"),

@@ -1,8 +1,8 @@
 //! The cgroup of one worker: which it is, and what its files say.
 
-use super::proc::read;
+use super::proc::{directory, read};
 use crate::api::types::{CgroupStats, Pressure};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::CWD;
 
 /// Where cgroup v2 is mounted: from `/proc/self/mountinfo`.
 pub fn mount_point(mountinfo: &str) -> Option<String> {
@@ -25,8 +25,7 @@ pub fn leaf(mount: &str, own: &str, slot: u32) -> Option<String> {
 
 /// What its files say; a file that is not there (a controller that is off, a kernel without pressure) says nothing.
 pub fn look(leaf: &str) -> Option<CgroupStats> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory = rustix::fs::open(leaf, flags, Mode::empty()).ok()?;
+    let directory = directory(CWD, leaf).ok()?;
     let text = |name: &str| read(&directory, name).unwrap_or_default();
     let cpu = text("cpu.stat");
     let of_cpu = |key| keyed(&cpu).find(|(k, _)| *k == key).map_or(0, |(_, value)| value);

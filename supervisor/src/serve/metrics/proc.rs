@@ -6,7 +6,7 @@
 
 use super::cgroup;
 use crate::api::types::{CgroupStats, ProcessStats, VcpuTime};
-use rustix::fs::{Dir, Mode, OFlags, openat};
+use rustix::fs::{CWD, Dir, Mode, OFlags, openat};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -32,15 +32,14 @@ pub struct Which {
 
 /// Where cgroup v2 is mounted, if it is.
 pub fn cgroup_mount() -> Option<String> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let file = rustix::fs::open("/proc/self/mountinfo", flags, Mode::empty()).ok()?;
+    let file = open("/proc/self/mountinfo").ok()?;
     // Longer than the rest: hosts with containers have hundreds of mounts.
     cgroup::mount_point(&String::from_utf8_lossy(&read_up_to(&file, 1 << 20).ok()?))
 }
 
 /// Looks at a process, and at its cgroup where it has one of its own below `mount`.
 pub fn look(which: Which, mount: Option<&str>) -> Option<(ProcessStats, Option<CgroupStats>)> {
-    let process = open(which)?;
+    let process = find(which)?;
     let stat = read(&process, "stat").ok()?;
     let mut stats = ProcessStats::default();
     (stats.user_us, stats.system_us, stats.guest_us, stats.threads) = times(&stat)?;
@@ -52,20 +51,26 @@ pub fn look(which: Which, mount: Option<&str>) -> Option<(ProcessStats, Option<C
 
 /// Processor time and memory of this process.
 pub fn own() -> Option<(u64, u64)> {
-    let process = directory(rustix::fs::CWD, "/proc/self").ok()?;
+    let process = directory(CWD, "/proc/self").ok()?;
     let (user, system, guest, _) = times(&read(&process, "stat").ok()?)?;
     let (shared, own) = resident(&read(&process, "status").ok()?);
     Some((user + system + guest, shared + own))
 }
 
 /// The directory of this very process.
-fn open(which: Which) -> Option<OwnedFd> {
-    let process = directory(rustix::fs::CWD, &format!("/proc/{}", which.pid)).ok()?;
+fn find(which: Which) -> Option<OwnedFd> {
+    let process = directory(CWD, &format!("/proc/{}", which.pid)).ok()?;
     let stat = read(&process, "stat").ok()?;
     (field(&stat, 22)? == which.start_time).then_some(process)
 }
 
-fn directory(at: impl AsFd, path: &str) -> rustix::io::Result<OwnedFd> {
+/// Not `rustix::fs::open`, which is open(2), another system call than the filter allows.
+fn open(path: &str) -> rustix::io::Result<OwnedFd> {
+    openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// A directory.
+pub fn directory(at: impl AsFd, path: &str) -> rustix::io::Result<OwnedFd> {
     openat(at, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
@@ -214,7 +219,7 @@ mod tests {
 
     #[test]
     fn a_file_without_an_end_is_cut() {
-        let zero = rustix::fs::open("/dev/zero", OFlags::RDONLY, Mode::empty()).unwrap();
+        let zero = open("/dev/zero").unwrap();
         assert_eq!(read_up_to(&zero, FILE_MAX).unwrap().len(), FILE_MAX);
     }
 }
