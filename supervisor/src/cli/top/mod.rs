@@ -28,8 +28,10 @@ const PAGE: (u16, u16) = (80, 24);
 /// Exit status after Ctrl-C, as shells count: 128 and SIGINT.
 const INTERRUPTED: u8 = 130;
 
-/// What the supervisor told, or why it told nothing.
-type Answer = Result<(Vec<VmSummary>, Vec<VmStats>, Vec<Event>), String>;
+/// What the supervisor told: all VMs, what they use, what happened.
+type Told = (Vec<VmSummary>, Vec<VmStats>, Vec<Event>);
+/// The same, or why it told nothing.
+type Answer = Result<Told, String>;
 
 /// `vmsup top`.
 pub fn top(client: &Client, once: bool) -> Result<(), Failure> {
@@ -38,7 +40,7 @@ pub fn top(client: &Client, once: bool) -> Result<(), Failure> {
     }
     let mut api = client.connect()?;
     if once {
-        return print(frame(&mut api)?);
+        return print(frame(client, &mut api)?);
     }
     let signals = super::vms::signals()?;
     let (answers, told) = mpsc::sync_channel(1);
@@ -54,13 +56,13 @@ pub fn top(client: &Client, once: bool) -> Result<(), Failure> {
 }
 
 /// One frame as plain text, of two answers a second apart.
-fn frame(api: &mut Api) -> Result<String, Failure> {
+fn frame(client: &Client, api: &mut Api) -> Result<String, Failure> {
     let mut model = Model::default();
     for turn in 0..2 {
         if turn > 0 {
             std::thread::sleep(REFRESH);
         }
-        let (vms, stats, events) = ask(api, model.cursor())?;
+        let (vms, stats, events) = ask(client, api, model.cursor())?;
         model.take(&vms, stats, &events, now());
     }
     Ok(plain(&model, ratatui::crossterm::terminal::size().unwrap_or(PAGE)))
@@ -85,14 +87,15 @@ fn keep_asking(client: &Client, api: Api, answers: &SyncSender<Answer>, stopped:
     let (mut api, mut cursor) = (Some(api), 0);
     loop {
         let answer = match &mut api {
-            Some(api) => ask(api, cursor),
+            Some(api) => ask(client, api, cursor),
             None => Err(CallError::Transport(String::new())),
         };
         let answer = answer.or_else(|_| {
             // Once more on a connection of its own: this one may have been closed because it was quiet.
             let mut again =
                 client.try_connect().map_err(|error| format!("the supervisor cannot be reached ({error})"))?;
-            let answer = ask(&mut again, cursor).map_err(|error| Failure::from(error).sentence.unwrap_or_default());
+            let answer =
+                ask(client, &mut again, cursor).map_err(|error| Failure::from(error).sentence.unwrap_or_default());
             api = Some(again);
             answer
         });
@@ -107,11 +110,17 @@ fn keep_asking(client: &Client, api: Api, answers: &SyncSender<Answer>, stopped:
     }
 }
 
-fn ask(api: &mut Api, after: u64) -> Result<(Vec<VmSummary>, Vec<VmStats>, Vec<Event>), CallError> {
+fn ask(client: &Client, api: &mut Api, after: u64) -> Result<Told, CallError> {
     let vms = api.call("GET", "/v1/vms")?;
     let stats = api.call("GET", "/v1/stats")?;
-    let _ = after;
-    Ok((vms, stats, Vec::new()))
+    // A stream takes its connection along.
+    let events = client.try_connect().map_err(|error| CallError::Transport(error.to_string()))?;
+    let mut lines = events.lines(&format!("/v1/events?after={after}"))?;
+    let mut events = Vec::new();
+    while let Some(event) = lines.next()? {
+        events.push(event);
+    }
+    Ok((vms, stats, events))
 }
 
 /// Draws and hears until the user leaves.
