@@ -64,13 +64,14 @@ install: build
 ## What is built already, and what goes with it: units and their surroundings below PREFIX, what a host's root edits in
 ## SYSCONFDIR. A netd.toml that is there stays.
 install-files:
-	install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin share/man/man1 share/bash-completion/completions share/vmsup/examples \
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin share/man/man1 share/bash-completion/completions share/vmsup/examples/fleet \
 		lib/systemd/system lib/systemd/user lib/sysusers.d lib/tmpfiles.d lib/sysctl.d lib/udev/rules.d) \
 		$(DESTDIR)$(SYSCONFDIR)/vmsup $(DESTDIR)$(SYSCONFDIR)/apparmor.d
 	install -m 755 $(addprefix $(bin)/,$(programs)) $(DESTDIR)$(PREFIX)/bin/
 	$(bin)/vmsup man $(DESTDIR)$(PREFIX)/share/man/man1
 	$(bin)/vmsup completions bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/vmsup
 	install -m 644 examples/*.json $(DESTDIR)$(PREFIX)/share/vmsup/examples/
+	install -m 644 examples/fleet/*.json $(DESTDIR)$(PREFIX)/share/vmsup/examples/fleet/
 	install -m 644 policies/nft/vmsup.nft $(DESTDIR)$(PREFIX)/share/vmsup/
 	install -m 755 packaging/subids $(DESTDIR)$(PREFIX)/share/vmsup/
 	@set -e; place() { \

@@ -88,7 +88,7 @@ fn hash(spec: &Value) -> String {
 fn made(spec: &Value, source: Value) -> Value {
     json!({
         "name": spec["name"], "id": format!("id-{}", spec["name"].as_str().unwrap()), "state": "running", "pid": 4711,
-        "owner": 1000, "cpus": spec["cpus"], "memory_mib": 32, "nets": [], "started_at": 1, "end": null,
+        "owner": rustix::process::getuid().as_raw(), "cpus": spec["cpus"], "memory_mib": 32, "nets": [], "started_at": 1, "end": null,
         "desired": "running", "generation": 1, "spec_hash": hash(spec), "source": source, "spec": spec,
         "worker": null, "console": { "written": 0, "overwritten": 0 }
     })
@@ -315,6 +315,23 @@ fn a_vm_of_somebody_else_is_left_alone_until_it_is_adopted() {
     assert_eq!((done.status, done.stderr.as_str()), (0, ""), "{done:?}");
     assert_eq!((world.field("hand", "source"), world.field("theirs", "cpus")), (json!(world.source()), json!(2)));
     assert_eq!(world.run(&["diff", "vms"]).status, 0);
+}
+
+#[test]
+fn who_sees_other_peoples_vms_leaves_them_alone() {
+    let world = World::new();
+    for name in ["wanted", "gone"] {
+        world.put(name, 1, Some(&world.source()));
+        world.vms.lock().unwrap().get_mut(name).unwrap()["owner"] = json!(4242);
+    }
+    world.file("wanted", 2);
+    world.file("other", 1);
+    let done = world.run(&["diff", "--prune", "vms"]);
+    assert_eq!(
+        (done.status, done.stdout.as_str()),
+        (1, "other would be created\nwanted would be created\n"),
+        "{done:?}"
+    );
 }
 
 #[test]

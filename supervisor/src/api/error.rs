@@ -45,9 +45,9 @@ impl From<ApiError> for Refusal {
     }
 }
 
-impl From<FieldError> for Refusal {
-    fn from(error: FieldError) -> Refusal {
-        ApiError { code: ErrorCode::Invalid, message: error.message, field: Some(error.field) }.into()
+impl From<FieldError> for ApiError {
+    fn from(error: FieldError) -> ApiError {
+        ApiError { code: ErrorCode::Invalid, message: error.message, field: Some(error.field) }
     }
 }
 

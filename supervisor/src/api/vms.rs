@@ -8,10 +8,8 @@ use super::types::{
     ApiError, CreateRequest, ErrorCode, Operation, OperationKind, StopRequest, UpdateAnswer, UpdateRequest, VmInfo,
 };
 use crate::serve::registry::Entry;
+use crate::serve::tasks;
 use crate::serve::vm::Hold;
-use crate::serve::{Context, no_cgroup, tasks};
-use crate::spec::{Enforce, VmSpec};
-use crate::vmjson::check;
 use axum::Json;
 use axum::extract::{Extension, Path, Request, State};
 use axum::http::StatusCode;
@@ -41,7 +39,7 @@ pub async fn create(
 ) -> Answer<Response> {
     let wait = waits(query)?;
     let request: CreateRequest = json(request).await?;
-    admit(&context, &request.spec)?;
+    tasks::admit(&context, &request.spec)?;
     check_source(request.source.as_deref())?;
     let op = tasks::begin(&context, OperationKind::Create, &request.spec.name, caller.uid);
     let work = {
@@ -71,7 +69,7 @@ pub async fn update(
     let wait = waits(query)?;
     let hold = find(&context, &caller, &key)?;
     let mut request: UpdateRequest = json(request).await?;
-    admit(&context, &request.spec)?;
+    tasks::admit(&context, &request.spec)?;
     check_source(request.source.as_deref())?;
     request.deadline_s = request.deadline_s.min(STOP_MAX);
     let name = hold.vm.name();
@@ -132,7 +130,7 @@ pub async fn start(
     let wait = waits(query)?;
     let hold = find(&context, &caller, &key)?;
     // The host may have changed since its file was taken.
-    admit(&context, &hold.vm.intent().spec)?;
+    tasks::admit(&context, &hold.vm.intent().spec)?;
     let op = tasks::begin(&context, OperationKind::Start, hold.vm.name(), caller.uid);
     let work = {
         let context = context.clone();
@@ -224,18 +222,6 @@ pub async fn resume(
     let hold = find(&context, &caller, &key)?;
     hold.vm.resume().await?;
     Ok(Json(hold.vm.info()))
-}
-
-/// What can be told without opening a file.
-fn admit(context: &Context, spec: &VmSpec) -> Answer<()> {
-    check::check(spec)?;
-    check::check_memory(spec.memory_mib, context.host.memory_mib)?;
-    if let (Some(limits), Err(reason)) = (&spec.limits, &context.jail.facts.cgroup)
-        && limits.enforce == Enforce::Required
-    {
-        return Err(no_cgroup(reason).into());
-    }
-    Ok(())
 }
 
 fn check_source(source: Option<&str>) -> Answer<()> {

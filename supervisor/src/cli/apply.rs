@@ -75,7 +75,9 @@ pub fn prepare(client: &Client, wish: &Wish) -> Result<(Api, Prepared), Failure>
     };
     let mut api = client.connect()?;
     let vms: Vec<VmSummary> = api.call("GET", "/v1/vms")?;
-    let there: Vec<There> = vms.iter().map(There::from).collect();
+    // Who sees other people's VMs, too, still wants none but their own to be what their files say.
+    let me = rustix::process::getuid().as_raw();
+    let there: Vec<There> = vms.iter().filter(|vm| vm.owner == me).map(There::from).collect();
     let Wish { prune, allow_empty, adopt, .. } = *wish;
     let scope = Scope { sources: &sources.names, prune, allow_empty, adopt, start: true };
     let plan = plan(&sources.wanted, &there, scope)

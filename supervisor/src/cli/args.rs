@@ -457,6 +457,13 @@ pub struct Serve {
     /// and counters of all VMs there.
     #[arg(long, value_name = "ADDRESS", value_parser = loopback)]
     pub metrics_listen: Option<SocketAddr>,
+    /// Keep VMs as the *.json of this directory say, from the start on and whenever one changes; may be given several times.
+    /// A file that is wrong changes nothing and is said in the log. A VM that rests is left at rest.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub watch: Vec<PathBuf>,
+    /// Remove the VMs of a watched directory whose files are gone from it; never all of them.
+    #[arg(long, requires = "watch")]
+    pub watch_prune: bool,
     /// Go to the background once ready, and log to supervisor.log in the runtime directory.
     #[arg(long)]
     pub background: bool,

@@ -8,8 +8,20 @@ use vmsup::serve::{ServeError, ServeOptions, serve as serve_until_told};
 
 /// Runs the supervisor in this process.
 pub fn serve(socket: Option<PathBuf>, args: Serve) -> Result<(), Failure> {
-    let Serve { runtime_dir, state_dir, pool, jailer, worker, cgroup, jailer_socket, netd, metrics_listen, background } =
-        args;
+    let Serve {
+        runtime_dir,
+        state_dir,
+        pool,
+        jailer,
+        worker,
+        cgroup,
+        jailer_socket,
+        netd,
+        metrics_listen,
+        watch,
+        watch_prune,
+        background,
+    } = args;
     let options = ServeOptions {
         socket,
         runtime_dir,
@@ -21,6 +33,8 @@ pub fn serve(socket: Option<PathBuf>, args: Serve) -> Result<(), Failure> {
         jailer_socket,
         netd,
         metrics_listen,
+        watch,
+        watch_prune,
         background,
     };
     serve_until_told(options).map_err(|error| Failure {

@@ -54,6 +54,17 @@ impl Random {
     }
 }
 
+/// What happens to a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// Nothing: it is answered.
+    No,
+    /// It fails, and has done nothing.
+    Before,
+    /// It fails, and where it is an update by a restart, the VM has been stopped and changed.
+    Halfway,
+}
+
 /// The supervisor.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct World {
@@ -123,12 +134,28 @@ impl World {
         }
     }
 
-    /// Carries out a plan. `interfere` may fail a call (before it did anything) or end it all (`None`).
+    /// Answers a call, or fails it.
+    fn call(&mut self, fault: Fault, call: Call, plan: &Plan, n: usize, wanted: &[Wanted]) -> Answer {
+        if fault == Fault::No {
+            return self.answer(call, plan, n, wanted);
+        }
+        let name = &plan.steps[n].name;
+        if fault == Fault::Halfway && call == Call::Update {
+            let mut half = self.clone();
+            if half.answer(call, plan, n, wanted) == Answer::Updated(UpdateDone::Restarted) {
+                half.vms.get_mut(name).unwrap().0.rests = true;
+                *self = half;
+            }
+        }
+        Answer::Failed("the host cannot".into())
+    }
+
+    /// Carries out a plan. `interfere` may fail a call, which may be the last one before the end of it all.
     fn carry_out(
         &mut self,
         plan: &Plan,
         wanted: &[Wanted],
-        mut interfere: impl FnMut(&mut World) -> Option<bool>,
+        mut interfere: impl FnMut() -> (Fault, bool),
     ) -> Option<Counts> {
         let mut counts = Counts::default();
         for n in turns(plan).into_iter().flatten() {
@@ -137,10 +164,11 @@ impl World {
                 match next {
                     Next::Done(outcome) => break outcome,
                     Next::Call(call) => {
-                        let answer = match interfere(self)? {
-                            true => Answer::Failed("the host cannot".into()),
-                            false => self.answer(call, plan, n, wanted),
-                        };
+                        let (fault, is_the_end) = interfere();
+                        let answer = self.call(fault, call, plan, n, wanted);
+                        if is_the_end {
+                            return None;
+                        }
                         next = after(&plan.steps[n], call, answer);
                     }
                 }
@@ -149,6 +177,11 @@ impl World {
         }
         Some(counts)
     }
+}
+
+/// Nothing goes wrong.
+fn well() -> (Fault, bool) {
+    (Fault::No, false)
 }
 
 /// A world with VMs of two sources, of their files alone, and of nobody; and what the source `/s` wants.
@@ -220,7 +253,7 @@ fn one_apply_converges_and_a_second_one_does_nothing() {
     cases(|seed, mut world, files, scope, _| {
         let before = world.clone();
         let first = plan(&files, &world.list(), scope).unwrap();
-        let counts = world.carry_out(&first, &files, |_| Some(false)).unwrap();
+        let counts = world.carry_out(&first, &files, well).unwrap();
         is_as_wanted(seed, &before, &world, &files, scope);
         let refused = first.steps.iter().filter(|step| matches!(step.action, Action::Refuse(_))).count();
         assert_eq!(counts.failed, refused, "{seed}");
@@ -230,7 +263,7 @@ fn one_apply_converges_and_a_second_one_does_nothing() {
             "{seed}: {second:?}"
         );
         let settled = world.clone();
-        let counts = world.carry_out(&second, &files, |_| panic!("{seed}: a call")).unwrap();
+        let counts = world.carry_out(&second, &files, || panic!("{seed}: a call")).unwrap();
         assert_eq!((counts.done(), &world), (0, &settled), "{seed}");
     });
 }
@@ -240,22 +273,25 @@ fn after_a_crash_at_any_call_another_apply_comes_to_the_same() {
     let mut crashes = 0;
     cases(|seed, world, files, scope, _| {
         let before = world.clone();
-        for calls in 0.. {
+        for (fault, calls) in (0..100).flat_map(|calls| [(Fault::Before, calls), (Fault::Halfway, calls)]) {
             let mut world = before.clone();
             let mut left = calls;
             let first = plan(&files, &world.list(), scope).unwrap();
-            let whole = world.carry_out(&first, &files, |_| {
+            let whole = world.carry_out(&first, &files, || {
                 left -= 1;
-                (left >= 0).then_some(false)
+                if left < 0 { (fault, true) } else { well() }
             });
+            // Only who starts VMs starts one that an update has stopped.
+            let scope = Scope { start: scope.start || fault == Fault::Halfway, ..scope };
             let again = plan(&files, &world.list(), scope).unwrap();
-            world.carry_out(&again, &files, |_| Some(false)).unwrap();
+            world.carry_out(&again, &files, well).unwrap();
             is_as_wanted(seed, &before, &world, &files, scope);
             if whole.is_some() {
-                break;
+                return;
             }
             crashes += 1;
         }
+        panic!("{seed}: 100 calls");
     });
     assert!(crashes > 1000, "{crashes}");
 }
@@ -266,7 +302,11 @@ fn whatever_fails_the_counts_are_honest_and_nobody_else_is_touched() {
     cases(|seed, mut world, files, scope, random| {
         let before = world.clone();
         let steps = plan(&files, &world.list(), scope).unwrap();
-        let counts = world.carry_out(&steps, &files, |_| Some(random.one_in(3))).unwrap();
+        let counts = world
+            .carry_out(&steps, &files, || {
+                ([Fault::No, Fault::No, Fault::Before, Fault::Halfway][random.below(4) as usize], false)
+            })
+            .unwrap();
         assert_eq!((counts.all(), counts.done() + counts.failed + counts.unchanged), (steps.steps.len(), counts.all()));
         failures += counts.failed;
         // A VM that a count calls done is as it is wanted; and there are as many of them as it says.
@@ -282,7 +322,7 @@ fn whatever_fails_the_counts_are_honest_and_nobody_else_is_touched() {
         }
         // And what failed is made good by the next one.
         let again = plan(&files, &world.list(), scope).unwrap();
-        world.carry_out(&again, &files, |_| Some(false)).unwrap();
+        world.carry_out(&again, &files, well).unwrap();
         let late_start = Scope { start: false, ..scope };
         assert!(
             plan(&files, &world.list(), late_start)
@@ -313,7 +353,7 @@ fn what_somebody_changed_between_plan_and_call_is_left_alone() {
     // Another VM of the same name.
     world.put(spec("renewed", 0), Some("/s"), false);
     let changed = world.clone();
-    let counts = world.carry_out(&steps, &files, |_| Some(false)).unwrap();
+    let counts = world.carry_out(&steps, &files, well).unwrap();
     assert_eq!(world, changed);
     // The VM that was to be removed is gone: that is what was wanted. The other of its name is not it.
     assert_eq!((counts.failed, counts.removed, counts.all()), (2, 1, 3));

@@ -78,6 +78,20 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Has those VMs that rest started, too, that `these` says.
+    pub fn start(&mut self, these: impl Fn(&There) -> bool) {
+        for step in &mut self.steps {
+            if !step.there.as_ref().is_some_and(|vm| vm.rests && these(vm)) {
+                continue;
+            }
+            match &mut step.action {
+                Action::Update { start, .. } => *start = true,
+                action @ Action::Nothing => *action = Action::Start,
+                Action::Create | Action::Start | Action::Remove | Action::Refuse(_) => {}
+            }
+        }
+    }
+
     /// True where everything is as it is wanted.
     pub fn is_settled(&self) -> bool {
         self.steps.iter().all(|step| step.action == Action::Nothing)
@@ -134,8 +148,8 @@ pub enum Conflict {
     },
     /// A source that has VMs wants none.
     #[error(
-        "{origin}: no *.json is in it, and {vms} of its VMs would be removed; if that is meant (and it is not a file \
-         system that is not mounted), say --allow-empty"
+        "{origin}: no *.json is in it, and VMs of it ({vms}) would be removed, as if a file system was not mounted; if \
+         that is meant: vmsup apply --prune --allow-empty"
     )]
     Empty {
         /// The source.

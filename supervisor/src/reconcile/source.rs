@@ -8,7 +8,7 @@ use super::plan::Wanted;
 use crate::serve::state::hash;
 use crate::vmjson::check::escaped_path;
 use crate::vmjson::{InputError, SpecFile};
-use rustix::fs::{Dir, Mode, OFlags};
+use rustix::fs::{CWD, Dir, Mode, OFlags, openat};
 use rustix::io::Errno;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -68,14 +68,19 @@ impl Place {
     /// A directory by its absolute path, whether it is there or not.
     ///
     /// # Errors
-    /// Its name is not UTF-8.
+    /// Its name is not UTF-8, or contains a control character.
     pub fn directory(path: &Path) -> Result<Place, InputError> {
         Place::known(path, path.to_owned(), true)
     }
 
     fn known(shown: &Path, path: PathBuf, is_directory: bool) -> Result<Place, InputError> {
-        if path.to_str().is_none() {
-            return Err(wrong(shown, "its name is not UTF-8; rename it"));
+        match path.to_str() {
+            None => return Err(wrong(shown, "its name is not UTF-8; rename it")),
+            // It is the name of a source, and the supervisor takes none with such.
+            Some(name) if name.contains(char::is_control) => {
+                return Err(wrong(shown, "its name contains a control character; rename it"));
+            }
+            Some(_) => {}
         }
         Ok(Place { shown: shown.to_owned(), path, is_directory })
     }
@@ -156,7 +161,8 @@ impl Sources {
 fn names(directory: &Path) -> Result<Vec<String>, String> {
     let failed = |e: Errno| sentence(&e.into());
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let fd = rustix::fs::open(directory, flags, Mode::empty()).map_err(failed)?;
+    // The supervisor's filter knows openat(2) only.
+    let fd = openat(CWD, directory, flags, Mode::empty()).map_err(failed)?;
     let mut names = Vec::new();
     // rustix's and not std's: std asks for more than the supervisor's filter allows.
     for (count, entry) in Dir::new(fd).map_err(failed)?.enumerate() {
@@ -243,6 +249,10 @@ mod tests {
         {
             assert!(error.contains(says), "{error}");
         }
+        std::fs::create_dir(path("a\nb")).unwrap();
+        assert!(
+            read(&[&path("a\nb")]).unwrap_err()[0].ends_with("a\\nb: its name contains a control character; rename it")
+        );
         let errors = read(&[&path("gone")]).unwrap_err();
         assert_eq!(errors, [format!("{}: no such file or directory; check the path", path("gone").display())]);
     }

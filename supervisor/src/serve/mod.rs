@@ -58,13 +58,13 @@ pub(crate) mod testing;
 pub(crate) mod tick;
 mod update;
 pub(crate) mod vm;
+mod watch;
 mod watcher;
 mod worker;
 
 pub(crate) use host::Host;
 pub(crate) use jail::Jail;
 pub(crate) use netd::Netd;
-pub(crate) use refusals::no_cgroup;
 
 /// What `vmsup serve` was told.
 #[derive(Debug, Clone, Default)]
@@ -89,6 +89,10 @@ pub struct ServeOptions {
     pub netd: Option<PathBuf>,
     /// Where metrics are told over TCP: an address of the loopback.
     pub metrics_listen: Option<SocketAddr>,
+    /// Directories whose files say what VMs there are ([`watch`]).
+    pub watch: Vec<PathBuf>,
+    /// VMs of these directories are removed when their files are gone.
+    pub watch_prune: bool,
     /// Leave the terminal, log to a file, and say `ready` on stdout.
     pub background: bool,
 }
@@ -238,6 +242,7 @@ struct Ready {
     listening: listening::Listening,
     notify: notify::Notify,
     metrics: Option<TcpListener>,
+    watched: Vec<watch::Watched>,
     signals: OwnedFd,
 }
 
@@ -275,9 +280,14 @@ fn prepare(
     let listening = listening::Listening::take(rundir, socket)?;
     let notify = notify::Notify::of_environment();
     let metrics = options.metrics_listen.map(metrics_listener).transpose()?;
+    let watched = options.watch.iter().map(|dir| watch::Watched::new(dir, options.watch_prune));
+    let watched = watched.collect::<Result<_, _>>()?;
     let netd = options.netd.clone().unwrap_or_else(paths::netd_socket);
     let netd = std::path::absolute(netd).map_err(|e| ServeError::System("naming netd's socket", e))?;
-    Ok((runtime, Ready { jailer, host, netd, budget, store, loaded, handles, listening, metrics, notify, signals }))
+    Ok((
+        runtime,
+        Ready { jailer, host, netd, budget, store, loaded, handles, listening, metrics, notify, watched, signals },
+    ))
 }
 
 /// The socket of `--metrics-listen`.

@@ -9,6 +9,7 @@ use super::ops::Operations;
 use super::readiness::watch;
 use super::registry::Registry;
 use super::vm::{Ask, Vm};
+use super::watch::{Own, PACE};
 use super::{Context, Jail, Netd, Ready, ServeError, netd};
 use crate::api::types::EventKind;
 use crate::api::{listen, loopback};
@@ -48,7 +49,8 @@ pub fn runtime() -> Result<Runtime, ServeError> {
 /// The reactor could not take the fds.
 pub async fn run(ready: Ready) -> Result<(), ServeError> {
     let system = |e| ServeError::System("registering with the reactor", e);
-    let Ready { jailer, host, netd, budget, store, loaded, handles, listening, metrics, notify, signals } = ready;
+    let Ready { jailer, host, netd, budget, store, loaded, handles, listening, metrics, notify, watched, signals } =
+        ready;
     let super::jailer::Jailer { channel, child, ready, pidfd, facts } = jailer;
     let (jail, _) = Jail::new(channel, ready, facts, pidfd, Default::default()).map_err(system)?;
     let netd = Netd::new(netd, netd::DEADLINE, netd::TUN);
@@ -86,6 +88,9 @@ pub async fn run(ready: Ready) -> Result<(), ServeError> {
     if let Some(metrics) = metrics {
         let metrics = tokio::net::TcpListener::from_std(metrics).map_err(system)?;
         tokio::spawn(loopback::accept(metrics, context.clone(), loopback::WHOLE));
+    }
+    for watched in watched {
+        tokio::spawn(watched.keep(Own::new(&context), PACE));
     }
     let signals = watch(signals, Interest::READABLE).map_err(system)?;
     notify.ready();

@@ -3,14 +3,30 @@
 
 use super::Context;
 use super::ops::Running;
+use super::refusals::no_cgroup;
 use super::registry::is_end;
 use super::start::cgroup_limits;
 use super::update::{Plan, plan};
 use super::vm::{Ask, Hold, Starting, Vm};
 use crate::api::types::{ApiError, CreateRequest, ErrorCode, OperationKind, UpdateDone, UpdateRequest, VmState};
+use crate::spec::{Enforce, VmSpec};
+use crate::vmjson::check;
 use jail_spec::{CgroupLimits, Slot};
 use std::sync::Arc;
 use std::time::Duration;
+
+/// What can be told of a file without opening those that it names.
+///
+/// # Errors
+/// The field that is wrong, or what this host has not.
+pub fn admit(context: &Context, spec: &VmSpec) -> Result<(), ApiError> {
+    check::check(spec)?;
+    check::check_memory(spec.memory_mib, context.host.memory_mib)?;
+    match (&spec.limits, &context.jail.facts.cgroup) {
+        (Some(limits), Err(reason)) if limits.enforce == Enforce::Required => Err(no_cgroup(reason)),
+        _ => Ok(()),
+    }
+}
 
 /// Begins an operation on a VM.
 pub fn begin(context: &Context, kind: OperationKind, vm: &str, owner: u32) -> Running {
@@ -150,7 +166,7 @@ fn changed_meanwhile(name: &str) -> ApiError {
 }
 
 /// Has the jailer hold a running VM to the limits of another file.
-async fn set_limits(context: &Context, vm: &Vm, spec: &crate::spec::VmSpec) -> Result<(), ApiError> {
+async fn set_limits(context: &Context, vm: &Vm, spec: &VmSpec) -> Result<(), ApiError> {
     let Some(slot) = vm.phase.borrow().worker.as_ref().map(|worker| Slot(worker.slot)) else { return Ok(()) };
     let none = CgroupLimits { best_effort: true, ..CgroupLimits::default() };
     let limits = spec.limits.as_ref().map_or(none, cgroup_limits);
