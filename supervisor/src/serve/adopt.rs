@@ -1,17 +1,53 @@
 //! Finding the VMs of a supervisor that is gone: what the database says they are, what the handle files say they run as, and
 //! what jailer and kernel say is true.
+//!
+//! [`look`] runs before the supervisor is confined and judges by what can be read ([`judge`]). [`fates`] then asks the workers,
+//! all at the same time: each has its control socket checked (the listener is the very process that the handle names), says
+//! how far it is, and hands its console back. Nobody is served before that is over.
+//!
+//! - A worker that was given no VM is killed: its start was not over, and nobody was told of it.
+//! - One whose words or fds cannot be is compromised: it is killed, and the VM has crashed.
+//! - One that answers nothing, or that speaks another release's protocol, goes on, without a console: it hangs, which its
+//!   health shows, and what its file says is done.
+//! - One that nobody knows is killed: nobody could reach what it runs.
 
 use super::console::Console;
 use super::end::WorkerEnd;
-use super::jail::Held;
+use super::handle::{self, Handle, Left};
+use super::jail::{Held, Inherited, Listing};
 use super::nets::Interfaces;
-use super::state::Intent;
-use super::worker::Control;
+use super::state::{self, Intent};
+use super::worker::{Control, ControlError};
+use super::{Context, Host};
+use crate::api::types::{Event, EventKind};
+use jail_spec::Worker;
+use netd_api::{LeaseId, VmId};
+use rustix::process::{Pid, PidfdFlags, Signal};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use worker_api::Status;
+
+mod judge;
+
+pub use judge::{Evidence, Living, Verdict, Verdicts, judge};
+
+/// How many workers are asked at the same time.
+const AT_ONCE: usize = 256;
+/// How long a worker may take for one answer. One that takes longer hangs.
+const ANSWER: Duration = Duration::from_secs(1);
+/// How long a worker that was killed or hung up may take until its end is told.
+const END: Duration = Duration::from_secs(3);
+/// How long netd may take to say which leases there are.
+const LEASES: Duration = Duration::from_secs(1);
 
 /// What became of a VM while there was no supervisor.
 #[derive(Debug)]
 pub enum Fate {
+    /// It never ran: its row and its handle go.
+    Never(Box<Intent>),
     /// It runs, and is ours again.
     Runs(Box<Found>),
     /// It ran, and ended.
@@ -59,3 +95,235 @@ pub struct Found {
     /// When its vCPUs began to run, seconds since 1970.
     pub started_at: u64,
 }
+
+/// Judges by what can be read, before the supervisor is confined. What a handle names, and neither jailer nor anybody else can
+/// reach, is ended.
+pub fn look(host: &Host, new: bool, rows: Vec<Intent>, events: &[Event], left: Left, listing: &Listing) -> Verdicts {
+    let living = |listed: &super::jail::ListedWorker| Living {
+        worker: listed.worker,
+        start_time: start_time(listed.worker.pid),
+        inode: handle::pidfd_inode(&listed.pidfd),
+    };
+    let evidence = Evidence {
+        boot_id: host.boot_id.clone(),
+        new,
+        rows,
+        waiting: waiting(events),
+        handles: left.handles,
+        living: listing.living.iter().map(living).collect(),
+        ended: listing.ended.iter().map(|ended| (ended.slot, ended.pid)).collect(),
+    };
+    let mut verdicts = judge(&evidence);
+    verdicts.said.extend(left.trouble);
+    for handle in evidence.handles.iter().filter(|handle| handle.boot_id == host.boot_id) {
+        let listed = |living: &Living| living.worker.pid == handle.pid;
+        if !evidence.living.iter().any(listed) && end_unreachable(handle) {
+            let name = &handle.intent.spec.name;
+            verdicts
+                .said
+                .push(format!("the worker of {name} (pid {}) could not be reached and was killed", handle.pid));
+        }
+    }
+    verdicts
+}
+
+/// The VMs whose last event says that they did not run any more.
+fn waiting(events: &[Event]) -> BTreeSet<u64> {
+    let mut last: BTreeMap<u64, bool> = BTreeMap::new();
+    for event in events {
+        let over = match event.kind {
+            EventKind::Ended | EventKind::Restarting => true,
+            EventKind::Starting | EventKind::Started | EventKind::Adopted => false,
+            _ => continue,
+        };
+        if let Some(number) = event.id.as_deref().and_then(|id| u64::from_str_radix(id, 16).ok()) {
+            last.insert(number, over);
+        }
+    }
+    last.into_iter().filter(|(_, over)| *over).map(|(number, _)| number).collect()
+}
+
+/// Field 22 of `/proc/PID/stat`; none where there is no such process, or where we may not see it.
+fn start_time(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is a name in parentheses, which may hold anything.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// Kills the process of a handle that no jailer knows (its socket was removed, say). Pid and start time name one process of
+/// this boot, and the pidfd is that process's where they still agree after it was opened.
+fn end_unreachable(handle: &Handle) -> bool {
+    let it_is = || start_time(handle.pid) == Some(handle.start_time);
+    if !it_is() {
+        return false;
+    }
+    let pid = Pid::from_raw(handle.pid).filter(|_| handle.pid > 0);
+    let Some(Ok(pidfd)) = pid.map(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty())) else { return false };
+    it_is() && rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).is_ok()
+}
+
+/// Asks all workers, and says what became of each VM. Workers that are nobody's are killed, ends that are nobody's forgotten.
+pub async fn fates(context: &Arc<Context>, inherited: Inherited, verdicts: Verdicts) -> Vec<Fate> {
+    let mut living: HashMap<u32, Held> = inherited.living.into_iter().map(|held| (held.worker.slot.0, held)).collect();
+    let mut ended: HashMap<u32, (Held, WorkerEnd)> =
+        inherited.ended.into_iter().map(|(held, end)| (held.worker.slot.0, (held, end))).collect();
+    let leases = leases(context, &verdicts).await;
+    let places = Arc::new(Semaphore::new(AT_ONCE));
+    let mut asked = JoinSet::new();
+    let mut fates: Vec<Fate> = Vec::new();
+    for (intent, verdict) in verdicts.vms {
+        let how = match verdict {
+            Verdict::Ask(handle) => {
+                // judge() has seen it among the living.
+                let Some(held) = living.remove(&handle.slot) else { continue };
+                let nets = interfaces(context, &handle, leases.as_ref());
+                let (context, places) = (context.clone(), places.clone());
+                asked.spawn(async move {
+                    let _place = places.acquire_owned().await;
+                    found(&context, intent, *handle, held, nets).await
+                });
+                continue;
+            }
+            Verdict::Rests => {
+                fates.push(Fate::Rests(Box::new(intent)));
+                continue;
+            }
+            Verdict::Told(slot) => {
+                let Some((held, end)) = ended.remove(&slot.0) else { continue };
+                fates.push(Fate::Ended { intent: Box::new(intent), how: How::Told(end), held: Some(held) });
+                continue;
+            }
+            Verdict::HostDown => How::HostDown,
+            Verdict::Lost(why) => How::Unknown(why),
+        };
+        fates.push(Fate::Ended { intent: Box::new(intent), how, held: None });
+    }
+    for held in living.into_values() {
+        let Worker { slot, pid, .. } = held.worker;
+        tracing::warn!(pid, slot = slot.0, "a worker that no handle names is killed: what it runs is not known");
+    }
+    fates.extend(verdicts.removed.into_iter().map(|(intent, why)| {
+        tracing::info!(id = intent.id(), name = intent.spec.name, why, "removed");
+        Fate::Never(Box::new(intent))
+    }));
+    fates.extend(asked.join_all().await);
+    fates
+}
+
+/// What a worker said of itself.
+enum Said {
+    Runs { control: Control, paused: bool, console: Option<Arc<Console>> },
+    Empty,
+    HungUp,
+    Lied(String),
+}
+
+async fn found(context: &Context, mut intent: Intent, handle: Handle, mut held: Held, nets: Interfaces) -> Fate {
+    let with_input = intent.spec.console.as_ref().is_none_or(|console| console.input);
+    held.warm = handle.warm;
+    let how = match interview(context, &held.worker, with_input).await {
+        Said::Runs { control, paused, console } => {
+            // Whoever asked for it may not have been told: now it is there.
+            intent.confirmed = true;
+            let started_at = handle.started_at;
+            return Fate::Runs(Box::new(Found { intent, held, control, paused, console, nets, started_at }));
+        }
+        // Nobody was told of a first start that was not over; a restart is one of a VM that is there.
+        Said::Empty if intent.ends.is_empty() => return Fate::Never(Box::new(intent)),
+        Said::Empty => {
+            held.kill();
+            How::Unknown("its supervisor died while it was being started".into())
+        }
+        Said::HungUp => match tokio::time::timeout(END, held.ended()).await {
+            Ok(Some(end)) => How::Told(end),
+            Ok(None) => How::Unknown("its worker ended, and its jailer is gone and could not say how".into()),
+            Err(_) => {
+                held.kill();
+                How::NotBelieved("its worker hung up and did not end; it was killed".into())
+            }
+        },
+        Said::Lied(why) => {
+            held.kill();
+            How::NotBelieved(format!("its worker was not believed and was killed: {why}"))
+        }
+    };
+    // Its end comes before the VM's, so that nothing of it is there any more when it is started again.
+    let _ = tokio::time::timeout(END, held.ended()).await;
+    Fate::Ended { intent: Box::new(intent), how, held: Some(held) }
+}
+
+async fn interview(context: &Context, worker: &Worker, with_input: bool) -> Said {
+    use std::os::fd::AsFd;
+    let control = match Control::connect(context.host.workers.as_fd(), worker) {
+        Ok(control) => control,
+        Err(error) if error.is_hang_up() => return Said::HungUp,
+        // Its backlog is full (it has not taken its last supervisors' connections), or somebody else listens there.
+        Err(error) => return Said::Lied(error.to_string()),
+    };
+    let paused = match control.status(ANSWER).await {
+        Ok(Status::Empty) => return Said::Empty,
+        Ok(status) => status == Status::Paused,
+        Err(error) => return no_answer(control, false, &error),
+    };
+    match control.console(ANSWER).await.map(|ends| Console::adopted(ends, with_input)) {
+        Ok(Ok(console)) => Said::Runs { control, paused, console: Some(console) },
+        Ok(Err(error)) => Said::Lied(error.to_string()),
+        Err(error) => no_answer(control, paused, &error),
+    }
+}
+
+fn no_answer(control: Control, paused: bool, error: &ControlError) -> Said {
+    match error {
+        ControlError::Silent | ControlError::Channel(ipc::Error::Version { .. }) => {
+            Said::Runs { control, paused, console: None }
+        }
+        error if error.is_hang_up() => Said::HungUp,
+        error => Said::Lied(error.to_string()),
+    }
+}
+
+/// What netd says that there is; none where no VM has a network, or where netd is away.
+async fn leases(context: &Context, verdicts: &Verdicts) -> Option<BTreeSet<(u64, u64)>> {
+    let nets = |verdict: &Verdict| matches!(verdict, Verdict::Ask(handle) if !handle.nets.is_empty());
+    if !verdicts.vms.iter().any(|(_, verdict)| nets(verdict)) {
+        return None;
+    }
+    match tokio::time::timeout(LEASES, context.netd.leases()).await {
+        Ok(Ok(leases)) => Some(leases.into_iter().map(|lease| (lease.id.0, lease.vm.0)).collect()),
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "netd does not say which leases there are; those of the handles are believed");
+            None
+        }
+        Err(_) => {
+            tracing::warn!("netd does not say in time which leases there are; those of the handles are believed");
+            None
+        }
+    }
+}
+
+/// A VM's interfaces as its handle has them, with the leases that netd has, too.
+fn interfaces(context: &Context, handle: &Handle, told: Option<&BTreeSet<(u64, u64)>>) -> Interfaces {
+    let VmId(vm) = VmId(handle.intent.number);
+    let mut interfaces = Interfaces { shown: handle.nets.clone(), ..Interfaces::default() };
+    for net in &handle.nets {
+        if told.is_none_or(|told| told.contains(&(net.lease, vm))) {
+            interfaces.leases.push(context.netd.adopt(LeaseId(net.lease)));
+        } else {
+            let name = &handle.intent.spec.name;
+            tracing::warn!(name, interface = net.interface, "netd has no lease of this interface any more");
+        }
+    }
+    interfaces
+}
+
+/// Takes the row and the handle of a VM that never ran.
+pub fn forget(context: &Context, intent: &Intent) {
+    drop(context.store.write(vec![state::Change::Remove(intent.number)]));
+    if let Err(error) = context.handles.remove(intent.number) {
+        tracing::warn!(id = intent.id(), %error, "removing a handle");
+    }
+}
+
+#[cfg(test)]
+#[path = "adopt/tests.rs"]
+mod tests;

@@ -9,6 +9,10 @@ use super::state::Intent;
 use crate::api::types::VmNet;
 use serde::{Deserialize, Serialize};
 
+mod read;
+
+pub use read::Left;
+
 /// Version of the file's form.
 pub const VERSION: u32 = 1;
 

@@ -1,19 +1,27 @@
-//! Starting the jailer, or finding the one that a service manager starts, before the supervisor confines itself:
-//! afterwards it could start nothing any more.
+//! Finding the jailer of an earlier supervisor or of a service manager, or starting one, before the supervisor confines
+//! itself: afterwards it could start nothing any more.
+//!
+//! A jailer that has VMs outlives its supervisor and listens in the directory of the workers' sockets, which is this user's
+//! alone; where nobody listens there is none, and a new one is started, which finds the workers of a killed predecessor by
+//! itself. Either says what it has before it is asked for anything.
 //!
 //! A jailer of ours gets its end of a socket pair as stdin, the directory of the workers' sockets as its working directory,
 //! our log as its stdout and stderr, and an environment of three variables.
-//! A service manager (`packaging/systemd/system/vmsup-jailer.socket`) gives it the same: the connection as stdin and the
-//! directory. It is needed where the supervisor's own unit takes away what a jailer's child (newuidmap) has to gain.
+//! A service manager (`packaging/systemd/system/vmsup-jailer.socket`) gives it the same directory, and a listening socket as
+//! stdin. That is needed where the supervisor's own unit takes away what a jailer's child (newuidmap) has to gain.
 
 use super::ServeError;
+use super::end::WorkerEnd;
+use super::jail::{ListedEnd, ListedWorker, Listing};
 use super::rundir::RunDir;
 use ipc::Channel;
-use jail_spec::{Facts, NAME, Reply, Request, VERSION};
+use jail_spec::{Facts, NAME, Reply, Request, SLOTS_MAX, SOCKET, Slot, VERSION};
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use rustix::process::{Pid, PidfdFlags};
-use std::os::fd::{AsFd, OwnedFd};
+use std::collections::HashSet;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -51,6 +59,53 @@ pub struct Jailer {
     pub pidfd: OwnedFd,
     /// What it can do on this host.
     pub facts: Facts,
+    /// What it has of an earlier supervisor's.
+    pub listing: Listing,
+}
+
+/// The jailer that an earlier supervisor left with its VMs, else a new one.
+///
+/// # Errors
+/// As [`start`]; one that listens and cannot be used.
+pub fn find_or_start(options: &JailerOptions, rundir: &RunDir) -> Result<Jailer, ServeError> {
+    // Through the fd of the directory that was checked: whatever its path leads to by now, and however long it is.
+    let address = format!("/proc/self/fd/{}/{SOCKET}", rundir.workers.as_raw_fd());
+    let shown = rundir.workers_path().join(SOCKET);
+    let failed = |why: String| ServeError::JailerSocket { path: shown.clone(), why };
+    let socket = match dial(Path::new(&address)) {
+        // It may leave while we come: it had nothing any more.
+        Err(Errno::NOENT | Errno::CONNREFUSED | Errno::CONNRESET) => return start(options),
+        Err(error) => return Err(failed(error.to_string())),
+        Ok(socket) => socket,
+    };
+    let peer = sockopt::socket_peercred(&socket).map_err(|e| failed(e.to_string()))?;
+    let (pid, uid) = (peer.pid.as_raw_nonzero().get(), peer.uid);
+    if uid != rustix::process::geteuid() {
+        return Err(failed(format!("uid {} listens there, who is not this user", uid.as_raw())));
+    }
+    let channel = Channel::new(socket);
+    let met = meet(&channel).and_then(|facts| Ok((pidfd(pid)?, facts)));
+    let helps = format!("kill it (kill -9 {pid}): its VMs go on, and the next command takes them over");
+    match met {
+        Ok((pidfd, facts)) if facts.pid == pid => {
+            let listing = listing(&channel)?;
+            let ready = channel.as_fd().try_clone_to_owned().map_err(ServeError::Start)?;
+            Ok(Jailer { channel, child: None, ready, pidfd, facts, listing })
+        }
+        Ok((_, facts)) => Err(failed(format!("process {pid} listens there and says it is {}", facts.pid))),
+        Err(ServeError::Handshake(ipc::Error::Closed)) => start(options),
+        Err(ServeError::Handshake(error @ ipc::Error::Version { .. })) => {
+            Err(failed(format!("process {pid} is of another release ({error}); {helps}")))
+        }
+        Err(ServeError::Silent) => Err(failed(format!("process {pid} does not answer; {helps}"))),
+        Err(error) => Err(error),
+    }
+}
+
+fn dial(socket: &Path) -> Result<OwnedFd, Errno> {
+    let ours = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    rustix::net::connect(&ours, &SocketAddrUnix::new(socket)?)?;
+    Ok(ours)
 }
 
 /// Starts a jailer and waits until it is ready: in a delegated scope of the user's service manager where there is one
@@ -107,12 +162,12 @@ fn start_as(mut command: Command, options: &JailerOptions) -> Result<Jailer, Ser
     let mut child = command.spawn().map_err(ServeError::Start)?;
     // Drops our copy of the jailer's end: a jailer that dies must be seen to hang up.
     drop(command);
-    match meet(&channel).and_then(|facts| Ok((pidfd(child.id() as i32)?, facts))) {
-        Ok((pidfd, facts)) => {
+    match meet(&channel).and_then(|facts| Ok((pidfd(child.id() as i32)?, facts, listing(&channel)?))) {
+        Ok((pidfd, facts, listing)) => {
             // All that the supervisor holds for good is there before its socket is.
             let ready = channel.as_fd().try_clone_to_owned().map_err(ServeError::Start)?;
             let reaper = pidfd.try_clone().map_err(ServeError::Start)?;
-            Ok(Jailer { channel, child: Some((child, reaper)), ready, pidfd, facts })
+            Ok(Jailer { channel, child: Some((child, reaper)), ready, pidfd, facts, listing })
         }
         Err(error) => {
             // By its own pid, which cannot be another's: it is our child and not reaped yet.
@@ -123,7 +178,8 @@ fn start_as(mut command: Command, options: &JailerOptions) -> Result<Jailer, Ser
     }
 }
 
-/// Connects to a socket where a service manager starts a jailer for each connection, and waits until it is ready.
+/// Connects to a socket behind which a service manager starts one jailer for all supervisors to come, and waits until it is
+/// ready.
 ///
 /// # Errors
 /// Nobody listens; it is neither root's nor ours; the jailer is of another release, says nothing, or does not work in our
@@ -131,9 +187,7 @@ fn start_as(mut command: Command, options: &JailerOptions) -> Result<Jailer, Ser
 pub fn connect(socket: &Path, rundir: &RunDir) -> Result<Jailer, ServeError> {
     let failed = |why: String| ServeError::JailerSocket { path: socket.to_owned(), why };
     let away = |e: rustix::io::Errno| failed(format!("{e}; start it (systemctl start vmsup-jailer.socket)"));
-    let ours = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-        .map_err(away)?;
-    rustix::net::connect(&ours, &SocketAddrUnix::new(socket).map_err(away)?).map_err(away)?;
+    let ours = dial(socket).map_err(away)?;
     // Who listens, which is the service manager. Whoever it is sees all that VMs are started with.
     let peer = sockopt::socket_peercred(&ours).map_err(away)?.uid;
     if !peer.is_root() && peer != rustix::process::geteuid() {
@@ -151,8 +205,43 @@ pub fn connect(socket: &Path, rundir: &RunDir) -> Result<Jailer, ServeError> {
         let dir = rundir.workers_path();
         return Err(failed(format!("it does not work in {} (WorkingDirectory= of its unit)", dir.display())));
     }
+    let listing = listing(&channel)?;
     let ready = channel.as_fd().try_clone_to_owned().map_err(ServeError::Start)?;
-    Ok(Jailer { channel, child: None, ready, pidfd, facts })
+    Ok(Jailer { channel, child: None, ready, pidfd, facts, listing })
+}
+
+/// Takes what a jailer has, until it says that this was all. Bounded: each slot comes once.
+fn listing(channel: &Channel<Request, Reply>) -> Result<Listing, ServeError> {
+    let until = Instant::now() + READY;
+    let malformed = |why| Err(ServeError::Handshake(ipc::Error::Malformed(why)));
+    let (mut listing, mut slots) = (Listing::default(), HashSet::new());
+    let mut first = |slot: Slot, pid: i32| slot.0 < SLOTS_MAX && pid > 0 && slots.insert(slot);
+    loop {
+        wait(channel, until)?;
+        let (reply, fds) = channel.receive().map_err(ServeError::Handshake)?;
+        match (reply, fds.into_iter().next()) {
+            (Reply::Holds { worker, .. }, Some(pidfd)) if first(worker.slot, worker.pid) => {
+                listing.living.push(ListedWorker { worker, pidfd, stopped: false });
+            }
+            (Reply::Ended { slot, pid, how, last_words }, _) => {
+                // It may end while the list is told.
+                let before = listing.living.len();
+                listing.living.retain(|listed| listed.worker.slot != slot);
+                if listing.living.len() == before && !first(slot, pid) {
+                    return malformed("a slot that cannot be, or twice");
+                }
+                listing.ended.push(ListedEnd { slot, pid, end: WorkerEnd::new(how, &last_words) });
+            }
+            (Reply::Stopped { slot, stopped }, _) => {
+                for listed in listing.living.iter_mut().filter(|listed| listed.worker.slot == slot) {
+                    listed.stopped = stopped;
+                }
+            }
+            (Reply::Listed, _) => return Ok(listing),
+            (Reply::Holds { .. }, _) => return malformed("a slot that cannot be, or twice"),
+            _ => return malformed("an answer before the jailer was asked for anything"),
+        }
+    }
 }
 
 fn pidfd(pid: i32) -> Result<OwnedFd, ServeError> {
@@ -183,6 +272,60 @@ fn wait(channel: &Channel<Request, Reply>, until: Instant) -> Result<(), ServeEr
             Ok(_) => return Ok(()),
             Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(ServeError::Start(e.into())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jail_spec::{HowEnded, Worker};
+
+    fn list(replies: &[Reply]) -> Result<Listing, ServeError> {
+        let (ours, theirs) = Channel::<Request, Reply>::pair().unwrap();
+        let pidfd = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).unwrap();
+        for reply in replies {
+            let fds = [pidfd.as_fd()];
+            theirs.send(reply, &fds[..usize::from(matches!(reply, Reply::Holds { .. }))]).unwrap();
+        }
+        // Whoever goes on waiting hears that nobody is there.
+        drop(theirs);
+        listing(&ours)
+    }
+
+    fn holds(slot: u32, pid: i32) -> Reply {
+        Reply::Holds { worker: Worker { slot: Slot(slot), pid, start_time: 1, uid: 1 }, orphan: false }
+    }
+
+    fn ended(slot: u32) -> Reply {
+        Reply::Ended { slot: Slot(slot), pid: 7, how: HowEnded::Exited(0), last_words: "a\nb".into() }
+    }
+
+    #[test]
+    fn a_list_ends_with_the_word_that_it_does() {
+        let stopped = |slot| Reply::Stopped { slot: Slot(slot), stopped: true };
+        let all =
+            list(&[holds(1, 5), holds(2, 6), stopped(2), ended(3), holds(4, 8), ended(4), Reply::Listed]).unwrap();
+        let living: Vec<_> = all.living.iter().map(|l| (l.worker.slot.0, l.stopped)).collect();
+        assert_eq!(living, [(1, false), (2, true)]);
+        assert_eq!(all.ended.iter().map(|e| e.slot.0).collect::<Vec<_>>(), [3, 4]);
+        assert_eq!(all.ended[0].end.last_words, "a?b");
+        assert!(matches!(list(&[holds(1, 5)]), Err(ServeError::Handshake(ipc::Error::Closed))));
+    }
+
+    #[test]
+    fn a_list_that_cannot_be_is_refused() {
+        let lists: [&[Reply]; 6] = [
+            &[holds(1, 5), holds(1, 6)],
+            &[ended(1), ended(1)],
+            &[ended(1), holds(1, 5)],
+            &[holds(SLOTS_MAX, 5)],
+            &[holds(1, 0)],
+            &[Reply::Limited { slot: Slot(1), failed: None }],
+        ];
+        for (n, replies) in lists.into_iter().enumerate() {
+            let error = list(&[replies, &[Reply::Listed]].concat()).unwrap_err();
+            assert!(matches!(error, ServeError::Handshake(ipc::Error::Malformed(_))), "{n}: {error}");
         }
     }
 }

@@ -1,16 +1,20 @@
 //! The supervisor: `vmsup serve`.
 //!
 //! Runs as the user (or the system user `vmsup`), with no_new_privs and a seccomp filter on every thread. Speaks to
-//! four kinds of peers: clients with this user's uid, over HTTP on a Unix socket ([`crate::api`]); one jailer, its
-//! child or a service manager's, there before the filter is in force ([`jail`]); its workers, which are assumed to be compromised
+//! four kinds of peers: clients with this user's uid, over HTTP on a Unix socket ([`crate::api`]); one jailer, found or
+//! started before the filter is in force ([`jailer`], [`jail`]); its workers, which are assumed to be compromised
 //! ([`worker`], [`console`]); and the host's netd, where VMs have networks ([`netd`]).
 //!
-//! A supervisor that dies takes its VMs along: its jailer sees it hang up, kills them and leaves.
+//! VMs outlive their supervisor, however it ends: their workers go on, and so does the jailer that is to say how they end.
+//! The next supervisor takes them over ([`adopt`]), by what is in the database ([`state`]), in the runtime directory
+//! ([`handle`]) and with the jailer.
 //!
-//! [`serve`] is what happens at start, in order. Everything that a filter forbids comes before the filter: making
-//! directories, starting the jailer or connecting to it, opening the log, binding the socket.
+//! [`serve`] is what happens at start, in order: lock, state, jailer, socket, filter, adoption, and only then clients.
+//! Everything that a filter forbids comes before the filter: making directories, reading them, starting the jailer or
+//! connecting to it, opening the log, binding the socket.
 
 use crate::paths;
+use std::io::IsTerminal;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -83,7 +87,7 @@ pub struct ServeOptions {
     pub worker: Option<PathBuf>,
     /// A delegated cgroup for the workers' leaves; default: a scope of the user's service manager, where there is one.
     pub cgroup: Option<PathBuf>,
-    /// Where a service manager starts a jailer for who connects; default: the jailer is our child.
+    /// Where a service manager has a jailer for who connects; default: the one of our predecessor, else a child of ours.
     pub jailer_socket: Option<PathBuf>,
     /// netd's socket; default: [`paths::netd_socket`].
     pub netd: Option<PathBuf>,
@@ -203,7 +207,7 @@ pub struct Context {
     pub(crate) starts: Arc<tokio::sync::Semaphore>,
 }
 
-/// Runs a supervisor until it is told to leave, or until the last VM has ended after its jailer has.
+/// Runs a supervisor until it is told to leave, or until its jailer is gone. Its VMs go on.
 ///
 /// # Errors
 /// What keeps it from serving.
@@ -239,11 +243,14 @@ struct Ready {
     store: state::Store,
     loaded: state::Loaded,
     handles: handle::Handles,
+    verdicts: adopt::Verdicts,
     listening: listening::Listening,
     notify: notify::Notify,
     metrics: Option<TcpListener>,
     watched: Vec<watch::Watched>,
     signals: OwnedFd,
+    /// Somebody looks at our stderr, who is told in a sentence what becomes of the VMs.
+    terminal: bool,
 }
 
 /// Everything that the filter forbids.
@@ -256,21 +263,28 @@ fn prepare(
     let programs = paths::program_dir().map_err(|e| ServeError::System("finding our own executable", e))?;
     let host = Host::open(rundir)?;
     let state_dir = options.state_dir.clone().unwrap_or_else(|| paths::state_dir(options.runtime_dir.as_deref()));
-    let (store, loaded) = state::Store::open(&state_dir)?;
+    let (store, mut loaded) = state::Store::open(&state_dir)?;
     store.keep_open();
     let handles = rundir.handles.try_clone().map_err(|e| ServeError::System("copying an fd", e))?;
     let handles = handle::Handles::new(handles);
     let jailer = match &options.jailer_socket {
         Some(socket) => jailer::connect(socket, rundir)?,
-        None => jailer::start(&jailer::JailerOptions {
-            jailer: options.jailer.clone().unwrap_or_else(|| programs.join("vmsup-jailer")),
-            worker: options.worker.clone().unwrap_or_else(|| programs.join("vmsup-worker")),
-            pool: options.pool,
-            cgroup: options.cgroup.clone(),
-            dir: rundir.workers_path(),
-            log: starter.map(|s| s.log()).transpose()?,
-        })?,
+        None => {
+            let wanted = jailer::JailerOptions {
+                jailer: options.jailer.clone().unwrap_or_else(|| programs.join("vmsup-jailer")),
+                worker: options.worker.clone().unwrap_or_else(|| programs.join("vmsup-worker")),
+                pool: options.pool,
+                cgroup: options.cgroup.clone(),
+                dir: rundir.workers_path(),
+                log: starter.map(|s| s.log()).transpose()?,
+            };
+            jailer::find_or_start(&wanted, rundir)?
+        }
     };
+    // The list of what lives comes before the handles: a handle is written for a worker that the jailer has.
+    let left = handles.read_all().map_err(|e| ServeError::System("reading the handles", e))?;
+    let rows = std::mem::take(&mut loaded.vms);
+    let verdicts = adopt::look(&host, rundir.new, rows, &loaded.events, left, &jailer.listing);
     // After the jailer was started: it and its workers inherit neither the raised limit nor the blocked signals.
     let budget = budget::Budget::of(confine::raise_nofile());
     let signals = signals::block()?;
@@ -284,10 +298,24 @@ fn prepare(
     let watched = watched.collect::<Result<_, _>>()?;
     let netd = options.netd.clone().unwrap_or_else(paths::netd_socket);
     let netd = std::path::absolute(netd).map_err(|e| ServeError::System("naming netd's socket", e))?;
-    Ok((
-        runtime,
-        Ready { jailer, host, netd, budget, store, loaded, handles, listening, metrics, notify, watched, signals },
-    ))
+    let terminal = starter.is_none() && std::io::stderr().is_terminal();
+    let ready = Ready {
+        jailer,
+        host,
+        netd,
+        budget,
+        store,
+        loaded,
+        handles,
+        verdicts,
+        listening,
+        notify,
+        metrics,
+        watched,
+        signals,
+        terminal,
+    };
+    Ok((runtime, ready))
 }
 
 /// The socket of `--metrics-listen`.
@@ -315,9 +343,6 @@ fn confined(
         }
         return Err(error);
     }
-    if let Some(starter) = starter {
-        starter.ready();
-    }
     tracing::info!(socket = %socket.display(), jailer = ready.jailer.facts.pid, "serving");
-    runtime.block_on(run::run(ready))
+    runtime.block_on(run::run(ready, || starter.map_or((), background::Starter::ready)))
 }

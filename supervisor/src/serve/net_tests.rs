@@ -1,8 +1,8 @@
 //! VMs with network interfaces from start to end, with fakes of netd, jailer and workers: no lease outlives its VM.
 
+use super::registry::Entry;
 use super::testing::netd::{FakeNetd, NetAct};
 use super::testing::{Act, Bench, FakeVm, PLACES, request, spec_in};
-use super::registry::Entry;
 use super::vm::{Ask, Vm};
 use crate::api::types::{ApiError, ErrorCode, VmState};
 use crate::spec::VmSpec;

@@ -122,7 +122,7 @@ fn wanted(vm: VmId, net: &Net) -> Wanted {
     }
 }
 
-fn shown(net: &Net, told: &netd_api::Lease) -> VmNet {
+pub(super) fn shown(net: &Net, told: &netd_api::Lease) -> VmNet {
     VmNet {
         network: net.network.clone(),
         lease: told.id.0,

@@ -1,17 +1,19 @@
 //! The supervisor at work: from the first connection until it leaves, in good order.
 //!
-//! One thread runs everything but the opening of guest files. It leaves when it is told to (the VMs get a power button
-//! and five seconds), or when its jailer is gone and the last VM has ended: being confined it could not start another.
+//! One thread runs everything but the opening of guest files. It leaves when it is told to, or when its jailer is gone:
+//! being confined it could not start another. Either way VMs go on, and the next supervisor takes them over.
 
+use super::adopt::{self, Fate};
+use super::events::About;
 use super::events::Events;
 use super::listening::Listening;
 use super::ops::Operations;
 use super::readiness::watch;
 use super::registry::Registry;
-use super::vm::{Ask, Vm};
+use super::vm::Vm;
 use super::watch::{Own, PACE};
 use super::{Context, Jail, Netd, Ready, ServeError, netd};
-use crate::api::types::EventKind;
+use crate::api::types::{EventKind, VmState};
 use crate::api::{listen, loopback};
 use std::os::fd::OwnedFd;
 use std::process::Child;
@@ -22,9 +24,9 @@ use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Semaphore;
 
-/// Time that guests get to switch themselves off when the supervisor leaves.
-const FAREWELL: Duration = Duration::from_secs(5);
-/// Time that clients get to read the last answers, and netd to take the last leases back.
+/// Time that starts under way get to come to an end when the supervisor leaves. What is not over then the next one ends.
+const UNDER_WAY: Duration = Duration::from_secs(3);
+/// Time that clients get to read the last answers, jailer, netd and the disk to take what is on its way.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// Threads that open guest files at the same time, at most: one for each start that may be under way.
 const FILE_THREADS: usize = 16;
@@ -43,16 +45,16 @@ pub fn runtime() -> Result<Runtime, ServeError> {
         .map_err(|e| ServeError::System("making the runtime", e))
 }
 
-/// Serves until it is time to leave.
+/// Takes over what there is, and serves until it is time to leave. `serving` is called when clients are.
 ///
 /// # Errors
 /// The reactor could not take the fds.
-pub async fn run(ready: Ready) -> Result<(), ServeError> {
+pub async fn run(ready: Ready, serving: impl FnOnce()) -> Result<(), ServeError> {
     let system = |e| ServeError::System("registering with the reactor", e);
-    let Ready { jailer, host, netd, budget, store, loaded, handles, listening, metrics, notify, watched, signals } =
-        ready;
-    let super::jailer::Jailer { channel, child, ready, pidfd, facts } = jailer;
-    let (jail, _) = Jail::new(channel, ready, facts, pidfd, Default::default()).map_err(system)?;
+    let Ready { jailer, host, netd, budget, store, loaded, handles, verdicts, .. } = ready;
+    let Ready { listening, metrics, notify, watched, signals, terminal, .. } = ready;
+    let super::jailer::Jailer { channel, child, ready, pidfd, facts, listing } = jailer;
+    let (jail, inherited) = Jail::new(channel, ready, facts, pidfd, listing).map_err(system)?;
     let netd = Netd::new(netd, netd::DEADLINE, netd::TUN);
     let registry = Registry::new(host.first_id, &budget);
     let starts = Arc::new(Semaphore::new(budget.starts));
@@ -81,6 +83,12 @@ pub async fn run(ready: Ready) -> Result<(), ServeError> {
     if let Some((child, pidfd)) = child {
         tokio::spawn(reap(child, pidfd));
     }
+    for trouble in loaded.trouble.iter().chain(&verdicts.said) {
+        tracing::error!("{trouble}");
+        context.events.emit(EventKind::StateTrouble, None, trouble);
+    }
+    settle(&context, adopt::fates(&context, inherited, verdicts).await);
+
     let Listening { listener, place } = listening;
     let listener = tokio::net::UnixListener::from_std(listener).map_err(system)?;
     let connections = listen::Connections::new(budget.connections);
@@ -97,22 +105,94 @@ pub async fn run(ready: Ready) -> Result<(), ServeError> {
     let notify = Arc::new(notify);
     let (teller, living) = (notify.clone(), context.registry.living());
     tokio::spawn(async move { teller.keep_told(living).await });
+    serving();
 
-    tokio::select! {
+    let mut alive = context.jail.alive();
+    let why = tokio::select! {
         () = signalled(&signals) => {
-            tracing::info!("leaving: told to by a signal");
-            notify.stopping();
             context.registry.close("this supervisor is leaving; try again in a moment");
-            end_all(&context, &signals).await;
+            "it was told to"
         }
-        () = nothing_left(&context) => tracing::info!("leaving: the jailer is gone and no VM is left"),
-    }
+        _ = alive.wait_for(|alive| !alive) => {
+            context.registry.close(super::jail::GONE);
+            context.events.emit(EventKind::JailerLost, None, super::jail::GONE);
+            "its jailer is gone"
+        }
+    };
+    notify.stopping();
+    // The socket first: who finds none starts a new supervisor, which waits for our lock.
     place.withdraw();
     accepting.abort();
+    tokio::select! {
+        _ = tokio::time::timeout(UNDER_WAY, nothing_starts(&context)) => {}
+        () = signalled(&signals) => {}
+    }
+    let sentence = farewell(why, *context.registry.living().borrow());
+    context.events.emit(EventKind::SupervisorLeft, None, sentence.as_str());
+    // Who listens has heard that, and is let go.
     context.events.close();
-    let last = async { tokio::join!(connections.all_closed(), context.netd.settled(), context.store.settled()) };
+    let last = async {
+        let (jail, netd) = (context.jail.settled(), context.netd.settled());
+        tokio::join!(connections.all_closed(), jail, netd, context.store.settled())
+    };
     let _ = tokio::time::timeout(LAST_ANSWERS, last).await;
+    // From here on: what goes with this process is not to take a VM along.
+    context.jail.leave();
+    if terminal {
+        eprintln!("vmsup: {sentence}");
+    } else {
+        tracing::info!("{sentence}");
+    }
     Ok(())
+}
+
+/// One sentence about what becomes of the VMs.
+fn farewell(why: &str, living: usize) -> String {
+    match living {
+        0 => format!("this supervisor leaves ({why}); no VM runs"),
+        1 => format!("this supervisor leaves ({why}); 1 VM goes on: vmsup ls shows it, vmsup stop --all ends it"),
+        n => format!("this supervisor leaves ({why}); {n} VMs go on: vmsup ls shows them, vmsup stop --all ends them"),
+    }
+}
+
+/// Gives every VM that was found its actor.
+fn settle(context: &Arc<Context>, fates: Vec<Fate>) {
+    let (mut runs, mut ended, mut rests) = (0, 0, 0);
+    for fate in fates {
+        match fate {
+            Fate::Runs(found) => {
+                runs += 1;
+                let (id, name, owner) = (found.intent.id(), found.intent.spec.name.clone(), found.intent.owner);
+                let pid = found.held.worker.pid;
+                let cause = match &found.console {
+                    Some(_) => format!("found running as process {pid}"),
+                    None => format!("found as process {pid}, which does not answer"),
+                };
+                tracing::info!(id, name, pid, answers = found.console.is_some(), "adopted");
+                Vm::adopted(context, *found);
+                context.events.emit(EventKind::Adopted, Some(About { name: &name, id: &id, owner }), cause);
+            }
+            Fate::Ended { intent, how, held } => {
+                ended += 1;
+                Vm::ended_meanwhile(context, *intent, how, held);
+            }
+            Fate::Rests(intent) => {
+                rests += 1;
+                Vm::resting(context, *intent);
+            }
+            Fate::Never(intent) => adopt::forget(context, &intent),
+        }
+    }
+    let counts = format!("{runs} VMs found running, {ended} that ended meanwhile, {rests} that did not run");
+    tracing::info!("{counts}");
+    context.events.emit(EventKind::SupervisorStarted, None, counts);
+}
+
+/// Waits until no VM is being started: each runs by then, or is gone.
+async fn nothing_starts(context: &Context) {
+    for vm in context.registry.list() {
+        let _ = vm.phase.subscribe().wait_for(|phase| phase.state != VmState::Starting).await;
+    }
 }
 
 /// Waits for a signal.
@@ -127,34 +207,6 @@ async fn signalled(signals: &AsyncFd<OwnedFd>) {
     }
 }
 
-/// Waits until there is no jailer and no VM, and takes no VM from then on.
-async fn nothing_left(context: &Context) {
-    let _ = context.jail.alive().wait_for(|alive| !alive).await;
-    context.registry.close(super::jail::GONE);
-    let _ = context.registry.living().wait_for(|living| *living == 0).await;
-}
-
-/// Ends all VMs: power button, a short while, SIGKILL; at once at a second signal.
-async fn end_all(context: &Arc<Context>, signals: &AsyncFd<OwnedFd>) {
-    ask_all(context, || Ask::Stop(FAREWELL)).await;
-    let mut living = context.registry.living();
-    let over = living.wait_for(|living| *living == 0);
-    tokio::select! {
-        _ = over => {}
-        () = signalled(signals) => {
-            ask_all(context, || Ask::Kill).await;
-            let _ = context.registry.living().wait_for(|living| *living == 0).await;
-        }
-    }
-}
-
-async fn ask_all(context: &Arc<Context>, ask: fn() -> Ask) {
-    for vm in context.registry.list() {
-        // Not one after the other: an actor that is slow to listen is not to cost the others their time.
-        tokio::spawn(async move { Vm::ask(&vm, ask()).await });
-    }
-}
-
 /// Leaves no zombie of the jailer.
 async fn reap(mut child: Child, pidfd: OwnedFd) {
     match watch(pidfd, Interest::READABLE) {
@@ -165,5 +217,17 @@ async fn reap(mut child: Child, pidfd: OwnedFd) {
         Ok(Some(status)) => tracing::warn!(%status, "the jailer ended"),
         Ok(None) => {}
         Err(error) => tracing::warn!(%error, "reaping the jailer"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_ends_a_supervisor_is_told_what_goes_on_and_how_to_end_it() {
+        assert!(!farewell("x", 0).contains("stop"));
+        assert!(farewell("x", 1).contains("1 VM goes on") && farewell("x", 7).contains("7 VMs go on"));
+        assert!(farewell("x", 7).contains("vmsup stop --all"));
     }
 }

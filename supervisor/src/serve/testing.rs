@@ -7,12 +7,14 @@ pub mod netd;
 use self::netd::FakeNetd;
 use super::budget::Budget;
 use super::events::Events;
+use super::handle::Handle;
 use super::host::Guests;
 use super::ops::Operations;
 use super::registry::{Registry, Who};
 use super::start::Deadlines;
+use super::state::Intent;
 use super::{Context, Host, Jail, Netd, memfd, state};
-use crate::api::types::CreateRequest;
+use crate::api::types::{CreateRequest, Desired};
 use crate::spec::{Boot, Builtin, Restart, VmSpec};
 use ipc::Channel;
 use jail_spec::{Facts, HowEnded, Refusal, Reply, Request, Slot, UidSource, Worker};
@@ -86,6 +88,38 @@ pub fn request(spec: VmSpec) -> CreateRequest {
 
 /// Who owns the VMs of most tests.
 pub const OWNER: Who = Who { uid: 1000, all: false };
+
+/// The handle of a VM of that number.
+pub fn handle(number: u64, name: &str) -> Handle {
+    let spec = spec(name);
+    let intent = Intent {
+        number,
+        owner: rustix::process::geteuid().as_raw(),
+        spec_hash: state::hash::of(&spec),
+        spec,
+        generation: 1,
+        desired: Desired::Running,
+        source: None,
+        remove_when_ended: false,
+        confirmed: true,
+        created_at: 1,
+        restarts: 0,
+        ends: Vec::new(),
+    };
+    Handle {
+        version: super::handle::VERSION,
+        boot_id: "b00t".into(),
+        intent,
+        pid: 100,
+        start_time: 12_345,
+        pidfd_inode: Some(678),
+        uid: 100_000,
+        slot: 3,
+        warm: true,
+        started_at: 2,
+        nets: Vec::new(),
+    }
+}
 
 /// What the fake workers do.
 #[derive(Debug, Clone)]

@@ -1,8 +1,8 @@
 //! VMs from start to end, with a fake jailer and fake workers: what goes wrong stays that VM's, and nothing is left.
 
 use super::*;
-use crate::api::types::{End, EndKind};
 use crate::api::types::ErrorCode;
+use crate::api::types::{End, EndKind};
 use crate::serve::testing::{Act, Bench, OWNER, TempDir, request, spec};
 use crate::spec::{Builtin, Disk};
 use jail_spec::{HowEnded, Refusal};

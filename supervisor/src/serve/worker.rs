@@ -194,15 +194,16 @@ impl Control {
         if turn.owed >= OWED_MAX {
             return Err(ControlError::Silent);
         }
-        if !std::mem::replace(&mut turn.greeted, true) {
-            self.channel.greet(NAME, VERSION, 0)?;
-        }
-        self.channel.send(request, fds)?;
-        turn.owed += 1;
-        if !turn.met {
+        let greeting =
+            if std::mem::replace(&mut turn.greeted, true) { Ok(()) } else { self.channel.greet(NAME, VERSION, 0) };
+        let sent = greeting.and_then(|()| self.channel.send(request, fds));
+        turn.owed += u32::from(sent.is_ok());
+        if !turn.met && matches!(sent, Ok(()) | Err(ipc::Error::Closed)) {
+            // One of another release hangs up at our header. Its own is still to be read, and says why.
             receive(&self.channel, |channel| channel.meet(NAME, VERSION, 0)).await?;
             turn.met = true;
         }
+        sent?;
         loop {
             let answer = receive(&self.channel, Channel::receive).await?;
             turn.owed -= 1;
