@@ -30,6 +30,7 @@ fn fake_jailer() {
         pool: 0,
     };
     channel.send(&Reply::Ready(facts), &[]).unwrap();
+    channel.send(&Reply::Listed, &[]).unwrap();
     while let Ok((request, _)) = channel.receive() {
         if let Request::Make { seq, .. } = request {
             channel.send(&Reply::Refused { seq, why: Refusal::Full { slots: 0 } }, &[]).unwrap();
@@ -86,6 +87,7 @@ impl Supervisor {
         };
         command.args(["serve", "--pool", "0", "--worker", "/bin/true", "--jailer"]).arg(jailer);
         command.env_clear().env("PATH", "/usr/bin:/bin").env("XDG_RUNTIME_DIR", dir).stdin(Stdio::null());
+        command.env("XDG_STATE_HOME", dir.join("state"));
         command
     }
 

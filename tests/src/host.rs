@@ -10,7 +10,9 @@ pub struct Host {
     pub user: User,
     /// Its process.
     pub supervisor: Child,
-    /// XDG_RUNTIME_DIR.
+    /// What it was started with.
+    started: Vec<String>,
+    /// XDG_RUNTIME_DIR, and XDG_STATE_HOME below it.
     runtime: Scratch,
     /// For files of the test, readable by the user.
     pub work: Scratch,
@@ -82,38 +84,61 @@ impl Host {
     /// Where it does not come up.
     pub fn start_wrapped(user: &User, wrapper: &[&str], args: &[&str]) -> Host {
         let (runtime, work) = (Scratch::new(user), Scratch::new(user));
-        let log = std::fs::File::create(work.path().join("supervisor.log")).unwrap();
-        let vmsup = program("vmsup");
-        let mut command = match wrapper {
-            [] => user.command(&vmsup),
-            [first, rest @ ..] => {
-                let mut command = user.command(first);
-                command.args(rest).arg(&vmsup);
-                command
-            }
-        };
-        let supervisor = command
-            .arg("serve")
-            .args(args)
-            .env("XDG_RUNTIME_DIR", runtime.path())
-            .env("VMSUP_LOG", "debug")
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let mut host = Host { user: user.clone(), supervisor, runtime, work };
-        let socket = host.folder().join("api.sock");
+        let vmsup = program("vmsup").to_str().unwrap().to_owned();
+        let started: Vec<String> =
+            wrapper.iter().copied().chain([&*vmsup, "serve"]).chain(args.iter().copied()).map(str::to_owned).collect();
+        let supervisor = serve(user, &started, &runtime, &work);
+        let mut host = Host { user: user.clone(), supervisor, started, runtime, work };
+        host.wait_until_it_serves();
+        host
+    }
+
+    /// The next supervisor, started as the first one was, which is gone.
+    ///
+    /// # Panics
+    /// Where it does not come up.
+    pub fn next(&mut self) {
+        self.supervisor = serve(&self.user, &self.started, &self.runtime, &self.work);
+        self.wait_until_it_serves();
+    }
+
+    /// Kills the supervisor, and starts the next one.
+    ///
+    /// # Panics
+    /// Where it does not come up.
+    pub fn replace(&mut self) {
+        self.supervisor.kill().unwrap();
+        self.supervisor.wait().unwrap();
+        self.next();
+    }
+
+    /// Sends SIGTERM to the supervisor, and waits until it has left in good order.
+    ///
+    /// # Panics
+    /// Where it did not.
+    pub fn leave(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.supervisor);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        assert!(self.supervisor.wait().unwrap().success(), "{}", self.log());
+    }
+
+    /// It answers: before that it takes over what there is.
+    fn wait_until_it_serves(&mut self) {
+        let socket = self.folder().join("api.sock");
         eventually("the supervisor's socket", || {
-            assert!(host.supervisor.try_wait().unwrap().is_none(), "the supervisor ended: {}", host.log());
+            assert!(self.supervisor.try_wait().unwrap().is_none(), "the supervisor ended: {}", self.log());
             std::os::unix::net::UnixStream::connect(&socket).is_ok()
         });
-        host
     }
 
     /// The supervisor's runtime directory.
     pub fn folder(&self) -> PathBuf {
         self.runtime.path().join("vmsup")
+    }
+
+    /// The directory of its durable state.
+    pub fn state_folder(&self) -> PathBuf {
+        self.runtime.path().join("state/vmsup")
     }
 
     /// What the supervisor and its jailer said.
@@ -125,6 +150,7 @@ impl Host {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = self.user.command(program("vmsup"));
         command.args(args).env("XDG_RUNTIME_DIR", self.runtime.path()).stdin(Stdio::null());
+        command.env("XDG_STATE_HOME", self.runtime.path().join("state"));
         command
     }
 
@@ -194,14 +220,29 @@ impl Host {
     /// Pid of the jailer.
     ///
     /// # Panics
-    /// Where the supervisor has none.
+    /// Where there is none.
     pub fn jailer(&self) -> i32 {
-        *children(self.pid()).first().expect("a jailer")
+        self.jailers().pop().expect("a jailer")
     }
 
-    /// Pids of the workers, warm ones included, half-made ones not.
+    /// Pids of the jailers that work in this host's directory, whoever started them: one, or none.
+    pub fn jailers(&self) -> Vec<i32> {
+        let workers = self.folder().join("workers");
+        let is_one = |pid: &i32| {
+            is(*pid, "vmsup-jailer") && std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == workers)
+        };
+        names("/proc").iter().filter_map(|name| name.parse().ok()).filter(is_one).collect()
+    }
+
+    /// The handles of the VMs that run, as files.
+    pub fn handles(&self) -> Vec<PathBuf> {
+        let folder = self.folder().join("handles");
+        names(&folder).into_iter().map(|name| folder.join(name)).collect()
+    }
+
+    /// Pids of the jailer's workers, warm ones included, half-made ones not.
     pub fn workers(&self) -> Vec<i32> {
-        let mut all = children(self.pid()).first().map(|jailer| children(*jailer)).unwrap_or_default();
+        let mut all = self.jailers().into_iter().flat_map(children).collect::<Vec<i32>>();
         all.retain(|pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c == "vmsup-worker\n"));
         all
     }
@@ -235,13 +276,9 @@ impl Host {
     /// supervisor than `fds`.
     pub fn nothing_left(&self, pool: usize, fds: usize) {
         eventually("no worker but the pool's", || self.workers().len() == pool);
-        let sockets = || {
-            names(self.folder().join("workers"))
-                .into_iter()
-                .filter(|n| n.starts_with('w') && n.ends_with(".sock"))
-                .count()
-        };
+        let sockets = || names(self.folder().join("workers")).into_iter().filter(|name| name.starts_with('w')).count();
         eventually("no socket but the pool's", || sockets() == pool);
+        eventually("no handle", || self.handles().is_empty());
         let open = || {
             let folder = format!("/proc/{}/fd", self.pid());
             let mut all: Vec<String> = names(&folder)
@@ -265,17 +302,53 @@ impl Drop for Host {
         if std::thread::panicking() {
             eprintln!("--- log of the supervisor:\n{}", self.log());
         }
-        let pid = rustix::process::Pid::from_child(&self.supervisor);
-        // What outlives its supervisor is this test's to end.
-        let left = [children(self.pid()), self.workers()].concat();
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        let _ = self.supervisor.kill();
         let _ = self.supervisor.wait();
-        for process in left {
-            if let Some(process) = rustix::process::Pid::from_raw(process) {
-                let _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);
-            }
+        // What outlives its supervisor is this test's to end: one in the background first, which would be told of the rest.
+        let background = background(&self.runtime.path().join("vmsup"));
+        let handles = std::fs::read_dir(self.folder().join("handles")).into_iter().flatten().flatten();
+        let orphans = handles.filter_map(|entry| {
+            let handle: serde_json::Value = serde_json::from_slice(&std::fs::read(entry.path()).ok()?).ok()?;
+            i32::try_from(handle["pid"].as_i64()?).ok().filter(|pid| is(*pid, "vmsup-worker"))
+        });
+        let left: Vec<i32> =
+            background.into_iter().chain(self.jailers()).chain(self.workers()).chain(orphans).collect();
+        for pid in left.into_iter().filter_map(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
     }
+}
+
+/// Starts a supervisor; what it says is appended to its log.
+fn serve(user: &User, started: &[String], runtime: &Scratch, work: &Scratch) -> Child {
+    let log = std::fs::File::options().append(true).create(true).open(work.path().join("supervisor.log")).unwrap();
+    user.command(&started[0])
+        .args(&started[1..])
+        .env("XDG_RUNTIME_DIR", runtime.path())
+        .env("XDG_STATE_HOME", runtime.path().join("state"))
+        .env("VMSUP_LOG", "debug")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}
+
+/// Pids of the supervisors that a command of the CLI started: those that hold the lock of this directory.
+fn background(folder: &Path) -> Vec<i32> {
+    let lock = folder.join("lock");
+    let holds = |pid: &i32| {
+        is(*pid, "vmsup")
+            && names_or_none(&format!("/proc/{pid}/fd"))
+                .iter()
+                .any(|fd| std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).is_ok_and(|path| path == lock))
+    };
+    names("/proc").iter().filter_map(|name| name.parse().ok()).filter(holds).collect()
+}
+
+/// True where that process runs the program of that name.
+fn is(pid: i32, program: &str) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim_end() == program)
 }
 
 /// A guest of `tests/guest`, built.

@@ -88,10 +88,10 @@ fn a_worker_killed_at_any_step_of_its_start_leaves_nothing() {
 }
 
 #[test]
-fn a_jailer_killed_at_any_step_leaves_running_vms_alive_and_new_ones_refused() {
+fn a_jailer_killed_at_any_step_leaves_running_vms_to_the_next_supervisor() {
     if !rustix::process::geteuid().is_root() {
         return skip(
-            "a_jailer_killed_at_any_step_leaves_running_vms_alive_and_new_ones_refused",
+            "a_jailer_killed_at_any_step_leaves_running_vms_to_the_next_supervisor",
             "tracing the jailer needs root",
         );
     }
@@ -114,14 +114,14 @@ fn a_jailer_killed_at_any_step_leaves_running_vms_alive_and_new_ones_refused() {
         for pid in half_made {
             eventually("a half-made worker to leave", || !std::path::Path::new(&format!("/proc/{pid}")).exists());
         }
-        assert_eq!(host.state("old"), "running", "after {steps} steps");
-        let sentence = host.vmsup(&["start", &host.guest("newer", "deaf", "")]).sentence(1);
-        assert!(sentence.contains("jailer"), "{sentence}");
-        // The last VM ends, the supervisor leaves in good order, and the socket with it.
-        host.vmsup(&["kill", "old"]).ok();
+        // The supervisor, which can make no other jailer, leaves in good order, and its VM goes on with the next one.
         let mut host = host;
         assert!(host.supervisor.wait().unwrap().success(), "{}", host.log());
         assert!(!host.folder().join("api.sock").exists());
+        host.next();
+        assert_eq!(host.inspect("old")["pid"], old, "after {steps} steps");
+        assert_eq!(host.state("old"), "running", "after {steps} steps");
+        host.vmsup(&["kill", "old"]).ok();
         if !reached {
             break;
         }
@@ -285,21 +285,6 @@ fn a_supervisor_that_is_killed_leaves_its_vms_and_their_jailer_alone() {
     }
 }
 
-#[test]
-fn a_vm_whose_jailer_and_supervisor_are_both_killed_is_not_left_behind() {
-    let mut host = host();
-    host.vmsup(&["start", &host.guest("a", "deaf", "")]).ok();
-    host.said("a", "deaf up");
-    let pid = host.inspect("a")["pid"].as_i64().unwrap() as i32;
-    kill(host.jailer());
-    let refused = host.vmsup(&["start", &host.guest("b", "deaf", "")]);
-    assert_eq!((refused.status, host.state("a").as_str()), (Some(1), "running"), "{refused:?}");
-    kill(host.pid());
-    host.supervisor.wait().unwrap();
-    eventually("the end of its worker", || !std::path::Path::new(&format!("/proc/{pid}")).exists());
-}
-
-#[test]
 fn a_second_supervisor_in_one_directory_refuses() {
     let host = host();
     let sentence = host.vmsup(&["serve"]).sentence(3);

@@ -83,9 +83,9 @@ pub async fn run(ready: Ready, serving: impl FnOnce()) -> Result<(), ServeError>
     if let Some((child, pidfd)) = child {
         tokio::spawn(reap(child, pidfd));
     }
-    for trouble in loaded.trouble.iter().chain(&verdicts.said) {
-        tracing::error!("{trouble}");
-        context.events.emit(EventKind::StateTrouble, None, trouble);
+    for said in &verdicts.said {
+        tracing::error!("{said}");
+        context.events.emit(EventKind::StateTrouble, None, said.as_str());
     }
     settle(&context, adopt::fates(&context, inherited, verdicts).await);
 
