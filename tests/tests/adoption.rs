@@ -234,7 +234,9 @@ fn a_second_supervisor_on_one_state_directory_refuses() {
     let other = host.work.path().join("other");
     let state = host.state_folder();
     let paths = [other.to_str().unwrap(), state.to_str().unwrap()];
-    let sentence = host.vmsup(&["serve", "--runtime-dir", paths[0], "--state-dir", paths[1]]).sentence(1);
-    assert!(sentence.contains("another supervisor uses"), "{sentence}");
+    // In the foreground its log is on stderr, too.
+    let ran = host.vmsup(&["serve", "--runtime-dir", paths[0], "--state-dir", paths[1]]);
+    assert_eq!(ran.status, Some(1), "{ran:?}");
+    assert!(ran.err.contains("\nvmsup: another supervisor uses"), "{ran:?}");
     nothing_is_left_of(host, &[]);
 }

@@ -222,8 +222,12 @@ fn open_for(fd: &OwnedFd, access: OFlags) -> Result<bool> {
 
 /// True for an eventfd, whose fdinfo alone has that line (proc_pid_fdinfo(5)).
 fn is_eventfd(fd: &OwnedFd) -> Result<bool> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
-    Ok(info.lines().any(|line| line.starts_with("eventfd-count:")))
+    let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
+    let info = rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    // An eventfd's are a few short lines.
+    let mut text = [0; 512];
+    let bytes = rustix::io::read(&info, &mut text)?;
+    Ok(text[..bytes].split(|byte| *byte == b'\n').any(|line| line.starts_with(b"eventfd-count:")))
 }
 
 /// A bucket of [`BURST`] rounds that fills by one each [`PACE`].
