@@ -1,7 +1,7 @@
 //! VMs outlive their supervisor and its jailer, however these end, and the next ones go on with them.
 
 use rustix::process::{Pid, Signal, kill_process};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
 use vmsup_tests::host::Host;
@@ -46,15 +46,9 @@ fn type_and_read(host: &Host, name: &str, typed: &str) {
 
 /// The kinds of the events so far.
 fn events(host: &Host) -> Vec<String> {
-    let mut stream = std::os::unix::net::UnixStream::connect(host.folder().join("api.sock")).unwrap();
-    write!(stream, "GET /v1/events?follow=false HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line.trim()).ok())
-        .filter_map(|event| Some(event["kind"].as_str()?.to_owned()))
-        .collect()
+    let all = host.vmsup(&["events", "--json"]).ok();
+    let kind = |line| serde_json::from_str::<serde_json::Value>(line).unwrap()["kind"].as_str().unwrap().to_owned();
+    all.lines().map(kind).collect()
 }
 
 /// Ends all that there is in good order, and sees that nothing is left of it.

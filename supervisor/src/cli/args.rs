@@ -447,9 +447,10 @@ pub struct Serve {
     /// cgroup. Default: a scope of the systemd user manager, where there is one.
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub cgroup: Option<PathBuf>,
-    /// Socket of a service manager (vmsup-jailer.socket) that starts a jailer for who connects, with the connection as its
-    /// standard input and `workers` in the runtime directory as its working directory. Default: the supervisor starts its
-    /// jailer itself, which takes a supervisor that is not confined by others.
+    /// Socket of a service manager (vmsup-jailer.socket) behind which one jailer serves all supervisors to come, with the
+    /// listening socket as its standard input and `workers` in the runtime directory as its working directory. Default: the
+    /// jailer that has the VMs of the supervisor before, else one that the supervisor starts itself, which takes a supervisor
+    /// that is not confined by others.
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath,
         conflicts_with_all = ["jailer", "worker", "pool", "cgroup"])]
     pub jailer_socket: Option<PathBuf>,

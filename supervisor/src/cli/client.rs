@@ -88,7 +88,7 @@ impl Client {
         }
     }
 
-    /// Connects once more, to the supervisor that answered before: one that has gone took its VMs along.
+    /// Connects once more, to the supervisor that answered before: who waits for a VM is told where that one has gone.
     ///
     /// # Errors
     /// One sentence.

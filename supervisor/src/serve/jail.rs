@@ -434,8 +434,8 @@ impl Jail {
         Ok(())
     }
 
-    /// Tells everybody that the jailer is gone. The socket stays open until we leave: a jailer that only spoke
-    /// nonsense must not take the running VMs along, as it would at a hang-up.
+    /// Tells everybody that the jailer is gone. One that only spoke nonsense sees us hang up when we leave, and meets the next
+    /// supervisor.
     fn lost(&self, error: &ipc::Error) {
         let mut inner = self.lock();
         if !std::mem::replace(&mut inner.gone, true) {
