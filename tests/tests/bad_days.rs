@@ -285,6 +285,7 @@ fn a_supervisor_that_is_killed_leaves_its_vms_and_their_jailer_alone() {
     }
 }
 
+#[test]
 fn a_second_supervisor_in_one_directory_refuses() {
     let host = host();
     let sentence = host.vmsup(&["serve"]).sentence(3);
