@@ -227,7 +227,7 @@ mod tests {
         std::os::unix::fs::symlink("below/../b.json", dir.path().join("c.json")).unwrap();
         let sources = read(&[dir.path()]).unwrap();
         let source = dir.path().canonicalize().unwrap().to_string_lossy().into_owned();
-        assert_eq!(sources.names, [source.clone()]);
+        assert_eq!(sources.names, std::slice::from_ref(&source));
         let names: Vec<&str> = sources.wanted.iter().map(|w| w.spec.name.as_str()).collect();
         assert_eq!(names, ["a", "b", "b"], "a link is a file like others");
         assert!(sources.wanted.iter().all(|w| w.source == source && w.hash == hash::of(&w.spec)));
@@ -267,7 +267,7 @@ mod tests {
         let source = here.join("real/a.json").to_string_lossy().into_owned();
         for shown in ["real/a.json", "link/a.json", "real/../link/a.json"] {
             let sources = read(&[&here.join(shown)]).unwrap();
-            assert_eq!(sources.names, [source.clone()], "{shown}");
+            assert_eq!(sources.names, std::slice::from_ref(&source), "{shown}");
             assert_eq!(sources.wanted[0].file, here.join(shown).to_string_lossy());
         }
         // Named twice, and beside its directory: it is there once, and the directory's.
