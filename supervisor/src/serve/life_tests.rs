@@ -133,6 +133,16 @@ async fn a_vm_that_crashes_is_started_again_and_one_that_ends_well_is_not() {
 }
 
 #[tokio::test]
+async fn a_guest_that_ends_before_its_start_is_told_is_told_to_have_started() {
+    use EventKind::*;
+    let bench = Bench::new();
+    bench.acts(Act::Quick(exit::SHUTDOWN));
+    let vm = Vm::create(&bench.context, request(spec("a")), 1000).unwrap().until_running().await.unwrap();
+    vm.until_ended().await;
+    assert_eq!(kinds(&bench), [Created, Starting, Started, Ended]);
+}
+
+#[tokio::test]
 async fn a_vm_that_keeps_crashing_is_given_up() {
     let bench = Bench::new();
     let mut spec = restarting(Restart::Always);

@@ -43,6 +43,7 @@ impl Actor {
         let quick = is_guests(kind) && self.run.failure.is_none() && self.run.held.is_some();
         if quick && self.run.began.is_none() {
             self.runs();
+            self.emit(EventKind::Started, "its vCPUs ran");
         }
         let ran = self.run.began.is_some() || self.run.meanwhile.is_some();
         let failure = (!ran && kind == EndKind::StartFailed).then(|| self.failure());
