@@ -3,7 +3,7 @@
 use super::client::{Api, CallError, Client, status_of, vm_target};
 use super::failure::{Failure, notice};
 use super::output::{age, mib, now, print, print_json, table};
-use super::sanitize::{Sanitizer, line};
+use super::sanitize::Sanitizer;
 use super::session::{self, Ended, Flow, Interrupt, Options};
 use super::signals::Signals;
 use super::{keys::Keys, net, terminal};

@@ -11,6 +11,7 @@ use crate::spec::{Backoff, Health, OnFailure};
 use jail_spec::HowEnded;
 use jail_spec::Slot;
 use netd_api::VmId;
+use std::time::Duration;
 use worker_api::exit;
 
 /// A VM whose restart waits for nothing.

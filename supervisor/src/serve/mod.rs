@@ -23,6 +23,7 @@ use tokio::runtime::Runtime;
 
 mod actor;
 mod adopt;
+mod ask;
 mod background;
 mod budget;
 mod confine;
@@ -32,6 +33,7 @@ pub(crate) mod events;
 mod files;
 mod handle;
 mod health;
+mod hold;
 mod host;
 mod jail;
 mod jailer;

@@ -2,76 +2,22 @@
 
 use super::actor::{Actor, Origin};
 use super::adopt::{Found, How};
+pub use super::ask::{Ask, Change, Reply, Start};
 use super::console::Console;
+pub use super::hold::Hold;
 use super::jail::Held;
-use super::registry::{Entry, Place, Reserved, Who, is_end};
+use super::registry::{Entry, Reserved, is_end};
 use super::state::{Intent, hash};
-use super::worker::ControlError;
 use super::{Context, nets, refusals};
 use crate::api::types::{
     ApiError, ConsoleInfo, CreateRequest, Desired, ErrorCode, HealthState, NetStats, VmInfo, VmNet, VmState, VmSummary,
     WorkerInfo,
 };
 use crate::spec::{Restart, VmSpec};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot, watch};
-use worker_api::Stats;
-
-/// Where the answer to something that was asked goes.
-pub type Reply = oneshot::Sender<Result<(), ApiError>>;
-
-/// What can be asked of a VM.
-#[derive(Debug)]
-pub enum Ask {
-    /// To run; one that rests or waits for its restart.
-    Start(Box<Start>),
-    /// To give up the start that was asked for, while it is under way.
-    CancelStart,
-    /// Power button; SIGKILL when the time is over.
-    Stop(Duration),
-    /// To go on, where it is being stopped and has not ended yet.
-    CancelStop,
-    /// SIGKILL.
-    Kill,
-    /// To stand still.
-    Pause(Reply),
-    /// To go on after that.
-    Resume(Reply),
-    /// To be what another file says, without a restart.
-    Change(Box<Change>),
-    /// To be forgotten; one that rests.
-    Remove(Reply),
-    /// What its vCPUs and devices did.
-    Stats(oneshot::Sender<Result<Stats, ControlError>>),
-}
-
-/// A start that was asked for.
-#[derive(Debug)]
-pub struct Start {
-    /// Another file than before.
-    pub file: Option<CreateRequest>,
-    /// Its place among the VMs that run.
-    pub place: Place,
-    /// Told when it runs, or why it does not.
-    pub told: Reply,
-}
-
-/// Another file for a VM.
-#[derive(Debug)]
-pub struct Change {
-    /// The file.
-    pub spec: VmSpec,
-    /// Who keeps the VM from now on.
-    pub source: Option<String>,
-    /// What it was when this was decided: a VM that somebody else changed meanwhile stays as it is.
-    pub generation: u64,
-    /// It may run on.
-    pub in_place: bool,
-    /// Told when it is written down.
-    pub told: Reply,
-}
 
 /// A VM as the rest of the supervisor sees it.
 #[derive(Debug)]
@@ -86,9 +32,9 @@ pub struct Vm {
     pub(super) phase: watch::Sender<Phase>,
     console: Mutex<Kept>,
     /// Waiters and console streams.
-    holds: AtomicUsize,
+    pub(super) holds: AtomicUsize,
     /// Somebody was told how it ended.
-    heard: AtomicBool,
+    pub(super) heard: AtomicBool,
 }
 
 /// A VM's console.
@@ -495,45 +441,6 @@ fn intent(number: u64, owner: u32, request: &CreateRequest) -> Intent {
 /// Seconds since 1970.
 pub fn unix_time() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
-}
-
-/// Someone who waits for a VM or follows its console. A retired VM is forgotten when the last of them is gone and one
-/// has heard how it ended.
-#[derive(Debug)]
-pub struct Hold {
-    context: Arc<Context>,
-    /// The VM.
-    pub vm: Arc<Vm>,
-}
-
-impl Hold {
-    /// Of `vm`.
-    pub fn new(context: &Arc<Context>, vm: Arc<Vm>) -> Hold {
-        vm.holds.fetch_add(1, Ordering::AcqRel);
-        Hold { context: context.clone(), vm }
-    }
-
-    /// The caller's VM of this name or id.
-    pub fn find(context: &Arc<Context>, who: Who, key: &str) -> Option<Hold> {
-        Some(Hold::new(context, context.registry.find(who, key)?))
-    }
-
-    /// How it ended goes out with the answer.
-    pub fn heard(&self) {
-        self.vm.heard.store(true, Ordering::Release);
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        let last = self.vm.holds.fetch_sub(1, Ordering::AcqRel) == 1;
-        let phase = self.vm.phase.borrow();
-        let over = phase.intent.remove_when_ended && is_end(phase.state);
-        drop(phase);
-        if last && over && self.vm.heard.load(Ordering::Acquire) {
-            self.context.registry.remove(&self.vm);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use crate::api::types::{End, EndKind};
 use crate::serve::testing::{Act, Bench, OWNER, TempDir, request, spec};
 use crate::spec::{Builtin, Disk};
 use jail_spec::{HowEnded, Refusal};
+use std::time::Duration;
 use worker_api::{FdRole, Part, StartFailure, console, exit};
 
 async fn create(bench: &Bench, name: &str) -> Result<Arc<Vm>, ApiError> {

@@ -49,6 +49,7 @@ impl Actor {
         let failure = (!ran && kind == EndKind::StartFailed).then(|| self.failure());
         let reason = failure.as_ref().map_or_else(|| self.reason(kind), |failure| failure.message.clone());
         tracing::info!(id = self.intent.id(), name = self.intent.spec.name, ?kind, reason, "ended");
+        self.context.metrics.ended(kind);
         self.intent.ended(End { kind, reason: reason.clone(), at: unix_time() });
         let mut told = Told { answer: None, reason, restart: None, undone: false };
         let (change, after) = match self.asked.take() {

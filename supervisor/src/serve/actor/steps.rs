@@ -180,6 +180,7 @@ impl Actor {
     /// Its vCPUs run, or did: the console is that of this run from now on.
     pub(super) fn runs(&mut self) {
         (self.run.began, self.run.started_at) = (Some(Instant::now()), Some(unix_time()));
+        self.context.metrics.started();
         if let Some(console) = self.run.console.take() {
             self.context.registry.new_console(&self.vm);
             self.vm.set_console(console);
