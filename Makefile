@@ -73,11 +73,11 @@ install-files:
 	install -m 644 examples/*.json $(DESTDIR)$(PREFIX)/share/vmsup/examples/
 	install -m 644 examples/fleet/*.json $(DESTDIR)$(PREFIX)/share/vmsup/examples/fleet/
 	install -m 644 policies/nft/vmsup.nft $(DESTDIR)$(PREFIX)/share/vmsup/
-	install -m 755 packaging/subids $(DESTDIR)$(PREFIX)/share/vmsup/
+	install -m 755 packaging/subids packaging/free-cgroup $(DESTDIR)$(PREFIX)/share/vmsup/
 	@set -e; place() { \
 		sed '$(placed)' "$$1" >"$$2/$${1##*/}"; \
 		chmod 644 "$$2/$${1##*/}"; echo "$$2/$${1##*/}"; }; \
-	for file in docs/networks.md docs/devices.md packaging/netd.toml; do place "$$file" $(DESTDIR)$(PREFIX)/share/vmsup; done; \
+	for file in docs/networks.md docs/devices.md packaging/netd.toml packaging/systemd/vmsup-network.conf; do place "$$file" $(DESTDIR)$(PREFIX)/share/vmsup; done; \
 	for file in packaging/systemd/system/*; do place "$$file" $(DESTDIR)$(PREFIX)/lib/systemd/system; done; \
 	for file in packaging/systemd/user/*; do place "$$file" $(DESTDIR)$(PREFIX)/lib/systemd/user; done; \
 	for folder in sysusers.d tmpfiles.d sysctl.d; do \

@@ -17,19 +17,29 @@ fn systemd(name: &str) -> bool {
     there
 }
 
-const SYSTEM_UNITS: [&str; 5] =
-    ["vmsup-nft.service", "vmsup-netd.service", "vmsup-jailer.socket", "vmsup-jailer@.service", "vmsup.service"];
+const SYSTEM_UNITS: [&str; 7] = [
+    "vmsup-nft.service",
+    "vmsup-netd.service",
+    "vmsup-jailer.socket",
+    "vmsup-jailer.service",
+    "vmsup.socket",
+    "vmsup.service",
+    "vmsup-guests.service",
+];
+const USER_UNITS: [&str; 4] = ["vmsup.socket", "vmsup.service", "vmsup-jailer.socket", "vmsup-jailer.service"];
 
 #[test]
 fn make_install_places_everything_for_its_prefix() {
     let scratch = Scratch::new(&me());
     install(scratch.path(), "/opt/vm", "/etc");
     let units = SYSTEM_UNITS.map(|unit| format!("lib/systemd/system/{unit}"));
-    let texts = ["lib/systemd/user/vmsup.service", "lib/sysusers.d/vmsup.conf", "lib/tmpfiles.d/vmsup.conf"];
+    let users = USER_UNITS.map(|unit| format!("lib/systemd/user/{unit}"));
+    let texts = ["lib/sysusers.d/vmsup.conf", "lib/tmpfiles.d/vmsup.conf"];
     let more = ["lib/sysctl.d/60-vmsup.conf", "lib/udev/rules.d/65-vmsup.rules", "share/vmsup/vmsup.nft"];
-    let docs =
-        ["netd.toml", "networks.md", "devices.md", "../man/man1/vmsup-serve.1"].map(|n| format!("share/vmsup/{n}"));
-    let names = units.iter().map(String::as_str).chain(texts).chain(more).chain(docs.iter().map(String::as_str));
+    let docs = ["netd.toml", "networks.md", "devices.md", "vmsup-network.conf", "../man/man1/vmsup-serve.1"]
+        .map(|n| format!("share/vmsup/{n}"));
+    let units = units.iter().chain(&users).map(String::as_str);
+    let names = units.chain(texts).chain(more).chain(docs.iter().map(String::as_str));
     let etc = ["etc/apparmor.d/vmsup-jailer", "etc/vmsup/netd.toml"].map(PathBuf::from);
     for name in names.map(|n| Path::new("opt/vm").join(n)).chain(etc) {
         let path = scratch.path().join(&name);
@@ -138,7 +148,7 @@ fn systemd_finds_nothing_wrong_with_the_units() {
     let files = SYSTEM_UNITS.map(|unit| folder.join(unit));
     let (fine, said) = verify(&[], &files);
     assert!(fine && !said.contains("vmsup"), "{said}");
-    let (fine, said) = verify(&["--user"], &[prefix.join("lib/systemd/user/vmsup.service")]);
+    let (fine, said) = verify(&["--user"], &USER_UNITS.map(|unit| prefix.join("lib/systemd/user").join(unit)));
     assert!(fine && !said.contains("vmsup"), "{said}");
     // It would say so.
     let broken = folder.join("vmsup-broken.service");
@@ -153,8 +163,21 @@ fn the_units_are_as_closed_as_they_can_be() {
         return;
     }
     let (_scratch, prefix) = installed_here();
-    for (unit, most) in [("vmsup-netd", 1.7), ("vmsup", 1.0), ("vmsup-jailer@", 2.6), ("vmsup-nft", 1.7)] {
-        let file = prefix.join(format!("lib/systemd/system/{unit}.service"));
+    let folder = prefix.join("lib/systemd/system");
+    // With the drop-in that gives the supervisor the host's network.
+    let open = std::fs::read_to_string(folder.join("vmsup.service")).unwrap();
+    let more = std::fs::read_to_string(prefix.join("share/vmsup/vmsup-network.conf")).unwrap();
+    std::fs::write(folder.join("vmsup-open.service"), open + &more).unwrap();
+    let units = [
+        ("vmsup-netd", 1.7),
+        ("vmsup", 1.0),
+        ("vmsup-open", 1.3),
+        ("vmsup-jailer", 2.6),
+        ("vmsup-nft", 1.7),
+        ("vmsup-guests", 1.0),
+    ];
+    for (unit, most) in units {
+        let file = folder.join(format!("{unit}.service"));
         let said = output(Command::new("systemd-analyze").args(["security", "--offline=true", "--no-pager"]).arg(file));
         let line = said.lines().rfind(|l| l.contains("Overall exposure level")).unwrap_or_else(|| panic!("{said}"));
         let level: f64 = line.split_whitespace().find_map(|w| w.parse().ok()).unwrap_or_else(|| panic!("{line}"));
@@ -209,7 +232,7 @@ fn the_filters_of_the_units_let_each_program_make_its_calls() {
     let jailer = policies::JAILER_CALLS.iter().chain(workers).chain(&confining).chain(&landlock[..5]);
     // setpriv, which becomes the jailer.
     let jailer = jailer.chain(&["setgroups", "setresuid", "setresgid"]).filter(|c| **c != "fchown").collect();
-    for (unit, needed) in [("vmsup-netd", netd), ("vmsup", supervisor), ("vmsup-jailer@", jailer)] {
+    for (unit, needed) in [("vmsup-netd", netd), ("vmsup", supervisor), ("vmsup-jailer", jailer)] {
         let allowed = filtered(&prefix.join(format!("lib/systemd/system/{unit}.service")));
         let missing: Vec<_> = needed.into_iter().filter(|call| !allowed.contains(**call)).collect();
         assert!(missing.is_empty(), "{unit}: {missing:?}");
