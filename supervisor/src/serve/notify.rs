@@ -4,16 +4,15 @@
 //! The socket is connected before the supervisor confines itself; afterwards a message is one `write(2)`. Nothing here goes
 //! on to the jailer: it is started with an environment of its own.
 
+use super::tick::{Beats, PERIOD, Tick};
 use std::ffi::OsStr;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
-
-/// How often the watchdog hears of us at least: with the one tick that all VMs share.
-const TICK: Duration = Duration::from_secs(30);
 
 /// The way to the service manager, where there is one.
 #[derive(Debug, Default)]
@@ -46,17 +45,13 @@ impl Notify {
         self.say("STOPPING=1\nSTATUS=Leaving; VMs go on.");
     }
 
-    /// Says how many VMs live whenever that has changed, and pings the watchdog where there is one. For ever; wakes nobody
-    /// where nothing changes and no watchdog was asked for.
-    pub async fn keep_told(&self, mut living: watch::Receiver<usize>) {
+    /// Says how many VMs live whenever that has changed, and pings the watchdog where there is one: with the beat of all VMs,
+    /// so that the two make one wake-up. For ever; wakes nobody where nothing changes and no watchdog was asked for.
+    pub async fn keep_told(&self, mut living: watch::Receiver<usize>, tick: &Arc<Tick>) {
         if self.socket.is_none() {
             return;
         }
-        let mut watchdog = self.watchdog.map(|every| {
-            let mut ticks = interval_at(Instant::now() + every, every);
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            ticks
-        });
+        let mut watchdog = self.watchdog.map(|every| Pings::new(every, tick));
         self.say(&status(*living.borrow_and_update()));
         loop {
             tokio::select! {
@@ -65,7 +60,7 @@ impl Notify {
                     // The registry is gone: so is the supervisor, soon.
                     Err(_) => return,
                 },
-                () = tick(&mut watchdog) => self.say("WATCHDOG=1"),
+                () = next(watchdog.as_mut()) => self.say("WATCHDOG=1"),
             }
         }
     }
@@ -80,9 +75,29 @@ impl Notify {
     }
 }
 
-async fn tick(watchdog: &mut Option<Interval>) {
-    match watchdog {
-        Some(ticks) => drop(ticks.tick().await),
+/// When to ping.
+enum Pings {
+    /// With the beat of all VMs, which is there for this, too.
+    Beats(Beats),
+    /// More often, because the watchdog gives less time than two beats.
+    Own(Interval),
+}
+
+impl Pings {
+    fn new(every: Duration, tick: &Arc<Tick>) -> Pings {
+        if every >= PERIOD {
+            return Pings::Beats(tick.listen());
+        }
+        let mut ticks = interval_at(Instant::now() + every, every);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Pings::Own(ticks)
+    }
+}
+
+async fn next(pings: Option<&mut Pings>) {
+    match pings {
+        Some(Pings::Beats(beats)) => beats.next().await,
+        Some(Pings::Own(ticks)) => drop(ticks.tick().await),
         None => std::future::pending().await,
     }
 }
@@ -108,11 +123,10 @@ fn connected(name: &OsStr) -> std::io::Result<UnixDatagram> {
     Ok(socket)
 }
 
-/// How often to ping: with the tick, or twice in the time that the watchdog gives where that is shorter. `None` where no
-/// watchdog is meant for this process.
+/// How often to ping: twice in the time that the watchdog gives. `None` where no watchdog is meant for this process.
 fn pings(usec: Option<u64>, pid: Option<u64>, own: u64) -> Option<Duration> {
     let given = usec.filter(|usec| *usec > 0 && pid.is_none_or(|pid| pid == own))?;
-    Some(TICK.min(Duration::from_micros(given / 2)).max(Duration::from_millis(1)))
+    Some(Duration::from_micros(given / 2).max(Duration::from_millis(1)))
 }
 
 #[cfg(test)]
@@ -163,14 +177,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn each_change_is_said_once_and_the_watchdog_hears_of_us_with_every_tick() {
+    async fn each_change_is_said_once_and_the_watchdog_hears_of_us_with_every_beat() {
         let (_temp, manager, mut notify) = manager();
         notify.watchdog = pings(Some(90_000_000), None, 1);
         let (count, living) = watch::channel(0);
-        tokio::join!(notify.keep_told(living), async {
-            // Changes come faster than the ticks, and put off none of them.
+        let tick = Tick::new(PERIOD);
+        tokio::join!(notify.keep_told(living, &tick), async {
+            // Changes come faster than the beats, and put off none of them.
             for more in 1..=4 {
-                tokio::time::sleep(TICK * 2 / 3).await;
+                tokio::time::sleep(PERIOD * 2 / 3).await;
                 count.send(more).unwrap();
             }
             tokio::task::yield_now().await;
@@ -185,12 +200,26 @@ mod tests {
         assert!(manager.recv(&mut [0; 10]).is_err(), "nothing else was said");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_watchdog_of_less_time_than_two_beats_is_pinged_more_often() {
+        let (_temp, manager, mut notify) = manager();
+        notify.watchdog = pings(Some(10_000_000), None, 1);
+        let (count, living) = watch::channel(0);
+        let tick = Tick::new(PERIOD);
+        tokio::join!(notify.keep_told(living, &tick), async {
+            tokio::time::sleep(Duration::from_secs(11)).await;
+            drop(count);
+        });
+        let all: Vec<_> = (0..3).map(|_| heard(&manager)).collect();
+        assert_eq!(all, ["STATUS=No VM runs.", "WATCHDOG=1", "WATCHDOG=1"]);
+    }
+
     #[test]
     fn the_watchdog_is_ours_only_where_it_names_us() {
         assert_eq!(pings(None, None, 7), None);
         assert_eq!(pings(Some(0), None, 7), None);
         assert_eq!(pings(Some(90_000_000), Some(8), 7), None, "another process's");
-        assert_eq!(pings(Some(90_000_000), Some(7), 7), Some(TICK));
+        assert_eq!(pings(Some(90_000_000), Some(7), 7), Some(Duration::from_secs(45)));
         assert_eq!(pings(Some(10_000_000), None, 7), Some(Duration::from_secs(5)), "twice in its time");
     }
 }

@@ -103,8 +103,8 @@ pub async fn run(ready: Ready, serving: impl FnOnce()) -> Result<(), ServeError>
     let signals = watch(signals, Interest::READABLE).map_err(system)?;
     notify.ready();
     let notify = Arc::new(notify);
-    let (teller, living) = (notify.clone(), context.registry.living());
-    tokio::spawn(async move { teller.keep_told(living).await });
+    let (teller, living, tick) = (notify.clone(), context.registry.living(), context.tick.clone());
+    tokio::spawn(async move { teller.keep_told(living, &tick).await });
     serving();
 
     let mut alive = context.jail.alive();
