@@ -16,6 +16,7 @@ use super::end::WorkerEnd;
 use super::handle::{self, Handle, Left};
 use super::jail::{Held, Inherited, Listing};
 use super::nets::Interfaces;
+use super::start::cgroup_limits;
 use super::state::{self, Intent};
 use super::worker::{Control, ControlError};
 use super::{Context, Host};
@@ -225,6 +226,7 @@ async fn found(context: &Context, mut intent: Intent, handle: Handle, mut held: 
         Said::Runs { control, paused, console } => {
             // Whoever asked for it may not have been told: now it is there.
             intent.confirmed = true;
+            limit_again(context, &intent, &held.worker).await;
             let started_at = handle.started_at;
             return Fate::Runs(Box::new(Found { intent, held, control, paused, console, nets, started_at }));
         }
@@ -250,6 +252,19 @@ async fn found(context: &Context, mut intent: Intent, handle: Handle, mut held: 
     // Its end comes before the VM's, so that nothing of it is there any more when it is started again.
     let _ = tokio::time::timeout(END, held.ended()).await;
     Fate::Ended { intent: Box::new(intent), how, held: Some(held) }
+}
+
+/// The limits of its file. They are in force, unless its jailer is a new one: a service manager lets that one in only where
+/// the cgroups below it have no controllers, and limits go with these.
+async fn limit_again(context: &Context, intent: &Intent, worker: &Worker) {
+    let Some(limits) = intent.spec.limits.as_ref().map(cgroup_limits) else { return };
+    let name = &intent.spec.name;
+    match tokio::time::timeout(ANSWER, context.jail.limit(worker.slot, limits)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(why)) if limits.best_effort => tracing::info!(name, ?why, "runs without the limits of its file"),
+        Ok(Err(why)) => tracing::error!(name, ?why, "runs without the limits of its file"),
+        Err(_) => tracing::error!(name, "its jailer does not say whether the limits of its file hold"),
+    }
 }
 
 async fn interview(context: &Context, worker: &Worker, with_input: bool) -> Said {

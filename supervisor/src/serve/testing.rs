@@ -17,7 +17,7 @@ use super::{Context, Host, Jail, Netd, memfd, state};
 use crate::api::types::{CreateRequest, Desired};
 use crate::spec::{Boot, Builtin, Restart, VmSpec};
 use ipc::Channel;
-use jail_spec::{Facts, HowEnded, Refusal, Reply, Request, Slot, UidSource, Worker};
+use jail_spec::{CgroupLimits, Facts, HowEnded, Refusal, Reply, Request, Slot, UidSource, Worker};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags};
 use std::collections::BTreeSet;
@@ -250,6 +250,8 @@ pub struct Bench {
     pub says: Arc<Channel<Reply, Request>>,
     /// Slots that were handed out and not forgotten.
     pub slots: Arc<Mutex<BTreeSet<u32>>>,
+    /// Limits that were asked for of workers which were handed out before.
+    pub limits: Arc<Mutex<Vec<(u32, CgroupLimits)>>>,
     pub dir: TempDir,
 }
 
@@ -277,6 +279,7 @@ impl Bench {
         let jailer = theirs.as_fd().try_clone_to_owned().unwrap();
         let act = Arc::new(Mutex::new(Act::Good));
         let slots = Arc::new(Mutex::new(BTreeSet::new()));
+        let limits = Arc::new(Mutex::new(Vec::new()));
         let (sender, vms) = mpsc::channel();
         let says = Arc::new(theirs);
         let fake = FakeJailer {
@@ -284,6 +287,7 @@ impl Bench {
             dir: dir.path().to_owned(),
             act: act.clone(),
             slots: slots.clone(),
+            limits: limits.clone(),
             sender,
         };
         std::thread::spawn(move || fake.run());
@@ -334,7 +338,7 @@ impl Bench {
             looks: Arc::new(tokio::sync::Semaphore::new(1)),
             starts,
         });
-        Bench { context, vms, act, jailer, says, slots, dir }
+        Bench { context, vms, act, jailer, says, slots, limits, dir }
     }
 
     /// A netd where this supervisor expects one.
@@ -375,6 +379,7 @@ struct FakeJailer {
     dir: PathBuf,
     act: Arc<Mutex<Act>>,
     slots: Arc<Mutex<BTreeSet<u32>>>,
+    limits: Arc<Mutex<Vec<(u32, CgroupLimits)>>>,
     sender: mpsc::Sender<FakeVm>,
 }
 
@@ -394,7 +399,10 @@ impl FakeJailer {
                 Request::Forget { slot } => {
                     assert!(self.slots.lock().unwrap().remove(&slot.0), "{slot:?} was forgotten twice");
                 }
-                Request::Limit { slot, .. } => self.channel.send(&Reply::Limited { slot, failed: None }, &[]).unwrap(),
+                Request::Limit { slot, limits } => {
+                    self.limits.lock().unwrap().push((slot.0, limits));
+                    self.channel.send(&Reply::Limited { slot, failed: None }, &[]).unwrap();
+                }
             }
         }
     }

@@ -5,6 +5,7 @@ use crate::serve::Jail;
 use crate::serve::console::WorkerEnds;
 use crate::serve::jail::{ListedEnd, ListedWorker};
 use crate::serve::testing::{Bench, handle, print};
+use crate::spec::{Enforce, Limits};
 use ipc::Channel;
 use jail_spec::{Facts, HowEnded, Reply, Request, Slot, UidSource};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -160,6 +161,20 @@ fn work(listener: &OwnedFd, does: Does, ends: &[OwnedFd; 3]) {
             return;
         }
     }
+}
+
+#[tokio::test]
+async fn a_vm_that_runs_gets_the_limits_of_its_file_again() {
+    let mut before = Before::new();
+    for number in [1, 2] {
+        before.vm(number, Does::Runs(Status::Running));
+    }
+    let enforce = Enforce::Required;
+    let limits = Limits { memory_max_mib: Some(48), pids_max: Some(24), cpu_percent: None, enforce };
+    before.evidence.rows[1].spec.limits = Some(limits.clone());
+    let after = before.next().await;
+    assert!(after.fates.iter().all(|fate| matches!(fate, Fate::Runs(_))), "{:?}", after.fates);
+    assert_eq!(*before.bench.limits.lock().unwrap(), [(2, cgroup_limits(&limits))]);
 }
 
 #[tokio::test]
