@@ -206,7 +206,7 @@ async fn who_waits_for_a_vm_waits_for_its_last_end_and_who_starts_it_waits_for_n
     });
     vm.start(&bench.context).unwrap().until_running().await.unwrap();
     assert!(!waiter.is_finished());
-    bench.started().await;
+    let _fake = bench.started().await;
     vm.ask(Ask::Kill).await;
     waiter.await.unwrap();
     assert_eq!(vm.summary().end.unwrap().kind, EndKind::Killed);
