@@ -84,21 +84,31 @@ pub fn find_or_start(options: &JailerOptions, rundir: &RunDir) -> Result<Jailer,
         return Err(failed(format!("uid {} listens there, who is not this user", uid.as_raw())));
     }
     let channel = Channel::new(socket);
-    let met = meet(&channel).and_then(|facts| Ok((pidfd(pid)?, facts)));
+    // With what it has: one that was killed, or had nothing any more, may hang up at any moment until then.
+    let met = meet(&channel).and_then(|facts| Ok((pidfd(pid)?, facts, listing(&channel)?)));
     let helps = format!("kill it (kill -9 {pid}): its VMs go on, and the next command takes them over");
     match met {
-        Ok((pidfd, facts)) if facts.pid == pid => {
-            let listing = listing(&channel)?;
+        Ok((pidfd, facts, listing)) if facts.pid == pid => {
             let ready = channel.as_fd().try_clone_to_owned().map_err(ServeError::Start)?;
             Ok(Jailer { channel, child: None, ready, pidfd, facts, listing })
         }
-        Ok((_, facts)) => Err(failed(format!("process {pid} listens there and says it is {}", facts.pid))),
-        Err(ServeError::Handshake(ipc::Error::Closed)) => start(options),
+        Ok((_, facts, _)) => Err(failed(format!("process {pid} listens there and says it is {}", facts.pid))),
+        Err(ServeError::Handshake(error)) if is_hang_up(&error) => start(options),
         Err(ServeError::Handshake(error @ ipc::Error::Version { .. })) => {
             Err(failed(format!("process {pid} is of another release ({error}); {helps}")))
         }
         Err(ServeError::Silent) => Err(failed(format!("process {pid} does not answer; {helps}"))),
         Err(error) => Err(error),
+    }
+}
+
+/// It went away. A socket that is closed with something unread in it is reset.
+fn is_hang_up(error: &ipc::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
+    match error {
+        ipc::Error::Closed => true,
+        ipc::Error::Io(error) => matches!(error.kind(), BrokenPipe | ConnectionReset),
+        _ => false,
     }
 }
 
