@@ -3,6 +3,9 @@
 use super::*;
 use crate::serve::testing::handle;
 
+/// Makes something of the evidence wrong.
+type Change = fn(&mut Evidence);
+
 /// One VM that runs, as everybody says.
 fn whole() -> Evidence {
     let handle = handle(1, "a");
@@ -49,7 +52,7 @@ fn a_worker_that_everybody_names_is_asked() {
 
 #[test]
 fn a_worker_of_which_anything_differs_is_not_the_vms() {
-    let differences: [(&str, fn(&mut Evidence)); 7] = [
+    let differences: [(&str, Change); 7] = [
         ("pid", |e| e.living[0].worker.pid += 1),
         ("start time", |e| e.living[0].worker.start_time += 1),
         ("start time", |e| e.living[0].start_time = Some(1)),
@@ -127,7 +130,7 @@ fn a_lost_database_costs_no_vm_that_has_its_handle() {
 fn a_start_that_nobody_was_told_of_is_removed_unless_it_runs() {
     let unconfirmed = |e: &mut Evidence| e.rows[0].confirmed = false;
     assert!(matches!(verdict(&changed(unconfirmed)), Verdict::Ask(_)));
-    let cases: [fn(&mut Evidence); 4] = [
+    let cases: [Change; 4] = [
         |e| e.living.clear(),
         |e| (e.handles, e.living) = (Vec::new(), Vec::new()),
         |e| e.boot_id = "other".into(),
