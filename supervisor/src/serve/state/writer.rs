@@ -112,10 +112,13 @@ pub struct Shared {
     synced: watch::Sender<u64>,
 }
 
+/// Who wants to know whether it is written.
+type Waiter = oneshot::Sender<Result<(), StateError>>;
+
 #[derive(Debug)]
 struct Queue {
     pending: Pending,
-    waiters: Vec<oneshot::Sender<Result<(), StateError>>>,
+    waiters: Vec<Waiter>,
     /// Something came since the writer last looked. What could not be written waits for it, too.
     fresh: bool,
     stop: bool,
@@ -228,7 +231,7 @@ impl Shared {
     }
 
     /// Waits for changes and takes all that there are; none once the store is closed.
-    fn next(&self) -> Option<(Pending, Vec<oneshot::Sender<Result<(), StateError>>>)> {
+    fn next(&self) -> Option<(Pending, Vec<Waiter>)> {
         let waits = |queue: &mut Queue| !queue.fresh && !queue.stop;
         let queue = self.wake_writer.wait_while(locked(&self.queue), waits);
         let mut queue = queue.unwrap_or_else(PoisonError::into_inner);
