@@ -17,7 +17,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The database, in the state directory.
 pub const DATABASE: &str = "vmsup.db";
@@ -25,6 +25,9 @@ pub const DATABASE: &str = "vmsup.db";
 const LOG: &str = "vmsup.db-wal";
 /// Whoever holds the lock on this file has the state.
 const LOCK: &str = "lock";
+/// How long a predecessor that ends may hold it: the kernel closes the fds of a process one after the other, and that of the
+/// runtime directory's lock, by which its end was seen, may have been the first.
+const LEAVING: Duration = Duration::from_secs(2);
 /// A database that was corrupt, and when that was found.
 const CORRUPT: &str = "vmsup.db.corrupt-";
 /// How many of these are kept.
@@ -134,11 +137,16 @@ fn lock(folder: &OwnedFd, dir: &Path) -> Result<OwnedFd, Obstacle> {
     let flags = OFlags::CREATE | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let lock = rustix::fs::openat(folder, LOCK, flags, Mode::RUSR | Mode::WUSR)
         .map_err(Obstacle::unwritable("opening its lock"))?;
-    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|errno| match errno {
-        Errno::WOULDBLOCK => Obstacle::Fatal(StateError::Locked(dir.to_owned())),
-        errno => Obstacle::unwritable("locking it")(errno),
-    })?;
-    Ok(lock)
+    let until = Instant::now() + LEAVING;
+    loop {
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(lock),
+            Err(Errno::WOULDBLOCK) if Instant::now() < until => std::thread::sleep(Duration::from_millis(10)),
+            Err(Errno::WOULDBLOCK) => return Err(Obstacle::Fatal(StateError::Locked(dir.to_owned()))),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(Obstacle::unwritable("locking it")(errno)),
+        }
+    }
 }
 
 fn open_database(folder: &OwnedFd, path: &Path) -> Result<(Writer, Loaded), Obstacle> {
