@@ -6,7 +6,7 @@
 
 use rustix::fs::fstat;
 use std::ffi::OsStr;
-use std::fmt::{Result, Write};
+use std::fmt::Result;
 use std::os::fd::OwnedFd;
 use std::sync::Mutex;
 use tracing::{Event, Level, Subscriber};

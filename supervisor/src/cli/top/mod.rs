@@ -35,7 +35,8 @@ type Answer = Result<Told, String>;
 
 /// `vmsup top`.
 pub fn top(client: &Client, once: bool) -> Result<(), Failure> {
-    if !once && !(std::io::stdin().is_terminal() && std::io::stdout().is_terminal()) {
+    let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    if !(once || terminal) {
         return Err(Failure::input("top needs a terminal; `vmsup top --once` prints one frame"));
     }
     let mut api = client.connect()?;

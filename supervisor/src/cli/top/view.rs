@@ -164,6 +164,9 @@ fn short_age(seconds: u64) -> String {
     text[..end].to_owned()
 }
 
+/// A line of sparks: its name, its number, how that is written.
+type Series = (&'static str, fn(&Rates) -> Option<f64>, fn(f64) -> String);
+
 /// The chosen VM.
 fn one(frame: &mut Frame<'_>, model: &Model, area: Rect) {
     let rows = model.rows();
@@ -179,7 +182,7 @@ fn one(frame: &mut Frame<'_>, model: &Model, area: Rect) {
         title.push_span(Span::from(format!("  {why}")).red());
     }
     frame.render_widget(title, head);
-    let series: [(&str, fn(&Rates) -> Option<f64>, fn(f64) -> String); 6] = [
+    let series: [Series; 6] = [
         ("CPU %", |r| r.cpu, percent),
         ("steal %", |r| r.steal, percent),
         ("disk p50", |r| r.disk_p50_us, micros),

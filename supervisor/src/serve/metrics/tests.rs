@@ -61,7 +61,8 @@ async fn a_worker_that_does_not_answer_is_left_out_and_counted_and_the_others_ar
     answering.await.unwrap();
     assert!(text.contains("\nvmsup_worker_unanswered 1\n"), "{text}");
     assert!(text.contains("vmsup_vm_vcpus{vm=\"silent\""), "{text}");
-    (silents.exit(0), goods.exit(0));
+    silents.exit(0);
+    goods.exit(0);
 }
 
 #[tokio::test]

@@ -74,6 +74,8 @@ impl Lines {
     /// One line of a family that has several names.
     fn part(&mut self, metric: Metric, suffix: &str, labels: &[Label<'_>], value: impl Display) {
         let family = &ALL[metric as usize];
+        let own = labels.iter().map(|(name, _)| *name).filter(|name| *name != "le");
+        debug_assert!(own.eq(family.labels.iter().copied()), "{} has other labels", family.name);
         let line = &mut self.of[metric as usize];
         line.push_str(family.name);
         line.push_str(suffix);
