@@ -142,6 +142,18 @@ fn what_a_guest_wrote_cannot_command_the_terminal_that_shows_its_log() {
     assert_eq!(terminal.child.wait().unwrap().code(), Some(0));
 }
 
+/// A supervisor with one VM, to which something happened.
+fn watched() -> Fake {
+    Fake::new(|asked| match asked.what.split([' ', '?']).nth(1).unwrap() {
+        "/v1/vms" => Answer::Json(200, serde_json::json!([support::vm("web", None)])),
+        "/v1/stats" => Answer::Json(200, serde_json::json!([])),
+        "/v1/events" => Answer::Lines(
+            "{\"cursor\":1,\"at_ms\":0,\"kind\":\"started\",\"vm\":\"web\",\"cause\":\"its vCPUs run\"}\n",
+        ),
+        _ => Answer::HangUp,
+    })
+}
+
 #[test]
 fn top_shows_vms_and_gives_the_terminal_back_however_it_is_left() {
     let leave: [(fn(&mut Terminal), i32); 3] = [
@@ -150,12 +162,7 @@ fn top_shows_vms_and_gives_the_terminal_back_however_it_is_left() {
         (|terminal| kill(Pid::from_raw(terminal.child.id().cast_signed()), Signal::SIGTERM).unwrap(), 143),
     ];
     for (leave, status) in leave {
-        let fake = Fake::new(|asked| match asked.what.split([' ', '?']).nth(1).unwrap() {
-            "/v1/vms" => Answer::Json(200, serde_json::json!([support::vm("web", None)])),
-            "/v1/stats" => Answer::Json(200, serde_json::json!([])),
-            "/v1/events" => Answer::Bytes("", Vec::new()),
-            _ => Answer::HangUp,
-        });
+        let fake = watched();
         let guest = Guest { fake, consoles: channel().1, end: Arc::default() };
         let mut terminal = Terminal::start(&guest, &["top"]);
         let shown = terminal.until("web");
@@ -170,14 +177,11 @@ fn top_shows_vms_and_gives_the_terminal_back_however_it_is_left() {
 
 #[test]
 fn top_needs_a_terminal_unless_one_frame_is_enough() {
-    let fake = Fake::new(|asked| match asked.what.split([' ', '?']).nth(1).unwrap() {
-        "/v1/vms" => Answer::Json(200, serde_json::json!([support::vm("web", None)])),
-        "/v1/stats" => Answer::Json(200, serde_json::json!([])),
-        _ => Answer::Bytes("", Vec::new()),
-    });
+    let fake = watched();
     assert!(fake.place.run(&["top"]).is_one_sentence(2).contains("vmsup top --once"));
     let done = fake.place.run(&["top", "--once"]);
     assert_eq!((done.status, done.stderr.as_str()), (0, ""), "{done:?}");
     assert!(done.stdout.lines().nth(2).unwrap().starts_with("web       running"), "{done:?}");
+    assert!(done.stdout.contains("\n00:00:00 web started: its vCPUs run\n"), "{done:?}");
     assert!(!done.stdout.contains('\x1b'), "{done:?}");
 }

@@ -72,6 +72,11 @@ fn what_a_guest_did_is_told_over_the_socket_the_loopback_and_the_command_line() 
     let frame = host.vmsup(&["top", "--once"]).ok();
     assert!(frame.lines().nth(2).unwrap().starts_with("web       running"), "{frame}");
     host.vmsup(&["kill", "web"]).ok();
+    let text = get(UnixStream::connect(host.folder().join("api.sock")).unwrap(), "/metrics");
+    assert!(text.contains("\nvmsup_vms_started_total 1\n"), "{text}");
+    assert!(text.contains("\nvmsup_vms_ended_total{kind=\"killed\"} 1\n"), "{text}");
+    let log = host.log();
+    assert!(log.lines().any(|l| l.contains("vm{id=") && l.contains("name=\"web\"}: ended kind=Killed")), "{log}");
 }
 
 #[test]

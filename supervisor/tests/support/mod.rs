@@ -104,6 +104,8 @@ pub struct Asked {
 pub enum Answer {
     Json(u16, serde_json::Value),
     Bytes(&'static str, Vec<u8>),
+    /// A stream of lines, which ends.
+    Lines(&'static str),
     /// An upgraded stream, handed to this.
     Console(Box<dyn FnOnce(UnixStream) + Send>),
     HangUp,
@@ -151,6 +153,11 @@ fn serve(mut stream: UnixStream, script: &dyn Fn(&Asked) -> Answer, log: &Mutex<
         let written = match script(&asked) {
             Answer::Json(status, value) => answer(&mut stream, status, "", value.to_string().as_bytes()),
             Answer::Bytes(headers, body) => answer(&mut stream, 200, headers, &body),
+            Answer::Lines(lines) => {
+                let head = "HTTP/1.1 200 X\r\ntransfer-encoding: chunked\r\n\r\n";
+                let chunk = if lines.is_empty() { String::new() } else { format!("{:x}\r\n{lines}\r\n", lines.len()) };
+                stream.write_all(format!("{head}{chunk}0\r\n\r\n").as_bytes())
+            }
             Answer::Console(then) => {
                 let head = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: vmsup-console\r\n\r\n";
                 if stream.write_all(head).is_ok() {

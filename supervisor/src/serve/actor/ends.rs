@@ -48,7 +48,7 @@ impl Actor {
         let ran = self.run.began.is_some() || self.run.meanwhile.is_some();
         let failure = (!ran && kind == EndKind::StartFailed).then(|| self.failure());
         let reason = failure.as_ref().map_or_else(|| self.reason(kind), |failure| failure.message.clone());
-        tracing::info!(id = self.intent.id(), name = self.intent.spec.name, ?kind, reason, "ended");
+        tracing::info!(?kind, reason, "ended");
         self.context.metrics.ended(kind);
         self.intent.ended(End { kind, reason: reason.clone(), at: unix_time() });
         let mut told = Told { answer: None, reason, restart: None, undone: false };
@@ -139,7 +139,7 @@ impl Actor {
                 Some(Event::BackOffOver)
             }
             Err(error) => {
-                tracing::warn!(id = self.intent.id(), "no restart now: {}", error.message);
+                tracing::warn!("no restart now: {}", error.message);
                 self.clock.restart_at = Some(Instant::now() + self.clock.back_off.max(Duration::from_secs(30)));
                 None
             }

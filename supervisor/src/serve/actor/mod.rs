@@ -32,6 +32,7 @@ use std::time::Duration;
 use steps::Step;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 mod asks;
 mod ends;
@@ -171,8 +172,10 @@ impl Actor {
             row: 0,
         };
         // What is queued to be written is queued by now, and the VM is shown as what it is.
-        actor.begin(origin);
-        tokio::spawn(actor.run());
+        // In all that is logged of it, whatever else is not logged.
+        let span = tracing::error_span!("vm", id = actor.intent.id(), name = actor.intent.spec.name);
+        span.in_scope(|| actor.begin(origin));
+        tokio::spawn(actor.run().instrument(span));
     }
 
     fn begin(&mut self, origin: Origin) {

@@ -158,7 +158,7 @@ impl Actor {
             }
             Done::Pressed(result) => {
                 if let Err(error) = result {
-                    tracing::warn!(id = self.intent.id(), %error, "the power button could not be pressed");
+                    tracing::warn!(%error, "the power button could not be pressed");
                 }
                 // Says nothing about the guest: it ends, or its deadline passes.
                 return None;
@@ -179,8 +179,8 @@ impl Actor {
 
     /// Its vCPUs run, or did: the console is that of this run from now on.
     pub(super) fn runs(&mut self) {
-        (self.run.began, self.run.started_at) = (Some(Instant::now()), Some(unix_time()));
         self.context.metrics.started();
+        (self.run.began, self.run.started_at) = (Some(Instant::now()), Some(unix_time()));
         if let Some(console) = self.run.console.take() {
             self.context.registry.new_console(&self.vm);
             self.vm.set_console(console);
@@ -207,7 +207,7 @@ impl Actor {
 
     fn could_not(&mut self, what: &str, error: &ControlError) {
         let message = format!("{} could not {what}: {error}", self.intent.spec.name);
-        tracing::warn!(id = self.intent.id(), "{message}");
+        tracing::warn!("{message}");
         self.run.refused = Some(message);
     }
 

@@ -67,7 +67,7 @@ impl Actor {
     /// Its vCPUs run: whoever asked for that is told once it is written down, too.
     fn started(&mut self) {
         let pid = self.run.held.as_ref().map(|held| held.worker.pid);
-        tracing::info!(id = self.intent.id(), name = self.intent.spec.name, pid, "running");
+        tracing::info!(pid, "running");
         self.emit(EventKind::Started, "its vCPUs run");
         self.intent.confirmed = true;
         let written = self.context.store.write(vec![Change::Put(Box::new(self.intent.clone()))]);
