@@ -18,6 +18,9 @@ fn read_exactly(stream: &mut impl Read, expected: &[u8]) {
     assert_eq!(String::from_utf8_lossy(&bytes), String::from_utf8_lossy(expected));
 }
 
+/// As terminals are.
+const SIZE: nix::pty::Winsize = nix::pty::Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+
 /// `vmsup` with a terminal: our end of it, and the other, which tells its modes.
 struct Terminal {
     ours: std::fs::File,
@@ -27,7 +30,7 @@ struct Terminal {
 
 impl Terminal {
     fn start(guest: &Guest, args: &[&str]) -> Terminal {
-        let pty = nix::pty::openpty(None, None).unwrap();
+        let pty = nix::pty::openpty(&SIZE, None).unwrap();
         let end = || Stdio::from(pty.slave.try_clone().unwrap());
         let place = guest.fake.place.path();
         // util-linux's setsid makes the terminal the controlling one.

@@ -39,6 +39,9 @@ pub fn top(client: &Client, once: bool) -> Result<(), Failure> {
     if !(once || terminal) {
         return Err(Failure::input("top needs a terminal; `vmsup top --once` prints one frame"));
     }
+    if !once && size().is_none() {
+        return Err(Failure::failed("the terminal does not say how large it is; tell it (stty rows 24 cols 80)"));
+    }
     let mut api = client.connect()?;
     if once {
         return print(frame(client, &mut api)?);
@@ -56,6 +59,11 @@ pub fn top(client: &Client, once: bool) -> Result<(), Failure> {
     result
 }
 
+/// Width and height of the terminal; a serial one may not know.
+fn size() -> Option<(u16, u16)> {
+    ratatui::crossterm::terminal::size().ok().filter(|(width, height)| *width > 0 && *height > 0)
+}
+
 /// One frame as plain text, of two answers a second apart.
 fn frame(client: &Client, api: &mut Api) -> Result<String, Failure> {
     let mut model = Model::default();
@@ -66,7 +74,7 @@ fn frame(client: &Client, api: &mut Api) -> Result<String, Failure> {
         let (vms, stats, events) = ask(client, api, model.cursor())?;
         model.take(&vms, stats, &events, now());
     }
-    Ok(plain(&model, ratatui::crossterm::terminal::size().unwrap_or(PAGE)))
+    Ok(plain(&model, size().unwrap_or(PAGE)))
 }
 
 /// A frame as text, without colours and without the blanks at the ends of its lines.
