@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use worker_api::{NAME, Offer, Reply, Request, StartFailure, StartSpec, Stats, Status, Timings, VERSION};
 
-/// The most replies that a worker may owe: one that answers nothing is not asked for ever.
+/// The most replies that a worker may owe: one that answers nothing is not asked again until it has answered.
 const OWED_MAX: u32 = 8;
 
 /// A connected worker.
@@ -192,6 +192,9 @@ impl Control {
     async fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(Reply, Vec<OwnedFd>), ControlError> {
         let mut turn = self.turn.lock().await;
         if turn.owed >= OWED_MAX {
+            self.collect(&mut turn)?;
+        }
+        if turn.owed >= OWED_MAX {
             return Err(ControlError::Silent);
         }
         let greeting =
@@ -211,6 +214,20 @@ impl Control {
                 return Ok(answer);
             }
         }
+    }
+}
+
+impl Control {
+    /// Takes the answers that have come since somebody gave up waiting: a worker that stood still and goes on is asked again.
+    fn collect(&self, turn: &mut Turn) -> Result<(), ControlError> {
+        while turn.met && turn.owed > 0 {
+            match self.channel.receive() {
+                Ok(_) => turn.owed -= 1,
+                Err(error) if error.would_block() => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 }
 

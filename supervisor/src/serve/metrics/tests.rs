@@ -87,3 +87,30 @@ async fn a_vm_that_has_ended_is_asked_nothing_and_the_supervisor_is_told() {
     let _ = bench.context.jail.alive().wait_for(|alive| !alive).await;
     assert!(exposition(&bench.context, Vec::new()).await.contains("\nvmsup_jailer_up 0\n"));
 }
+
+#[tokio::test]
+async fn a_worker_that_stood_still_for_many_questions_is_told_of_again_when_it_goes_on() {
+    let bench = Bench::curt();
+    let (vm, fake) = running(&bench, "web").await;
+    let mut asked = 0;
+    loop {
+        let samples = collect(&bench.context, vec![vm.clone()]).await;
+        assert!(samples[0].1.unanswered.is_some());
+        if !fake.copy().asked() {
+            break;
+        }
+        asked += 1;
+        assert!(asked < 100, "it is not asked for ever");
+    }
+    // It answers all that it was asked, and what it is asked from now on.
+    let worker = fake.copy();
+    (0..asked).for_each(|_| worker.send(&Reply::Stats(Box::default())));
+    std::thread::spawn(move || while worker.try_answer(&Reply::Stats(Box::default())) {});
+    let mut told = false;
+    // On a busy host an answer may still come too late.
+    for _ in 0..100 {
+        told = told || collect(&bench.context, vec![vm.clone()]).await[0].1.guest.is_some();
+    }
+    assert!(told);
+    fake.exit(0);
+}
