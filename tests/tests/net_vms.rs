@@ -114,17 +114,23 @@ fn a_killed_worker_takes_its_tap_lease_and_forwards_along() {
 }
 
 #[test]
-fn a_killed_supervisor_leaves_no_interface_and_no_lease() {
-    if !as_root("a_killed_supervisor_leaves_no_interface_and_no_lease") {
+fn networks_outlive_a_killed_supervisor_and_go_with_their_vms() {
+    if !as_root("networks_outlive_a_killed_supervisor_and_go_with_their_vms") {
         return;
     }
     let (net, mut host) = both("pool = 1");
     let with_forward = json!({ "network": "default", "forwards": [{ "host": 8080, "guest": 80 }] });
-    started(&host, "a", "", &with_forward);
-    started(&host, "b", "", &plain());
-    rustix::process::kill_process(rustix::process::Pid::from_raw(host.pid()).unwrap(), rustix::process::Signal::KILL)
-        .unwrap();
-    host.supervisor.wait().unwrap();
+    let a = started(&host, "a", "", &with_forward);
+    let b = started(&host, "b", "", &plain());
+    let interfaces = host.inspect("a")["nets"].clone();
+    host.replace();
+    // The same interface, address and forward, and packets that go through.
+    assert_eq!(host.inspect("a")["nets"], interfaces);
+    assert!(net.inside.ping(a, 100) && net.inside.ping(b, 100));
+    assert!(fetch(&net.outside, UPLINK, 8080).is_some());
+    assert_eq!(owner(&net).leases().len(), 2);
+    // And they go with their VMs, which the next supervisor ends.
+    host.vmsup(&["kill", "a", "b"]).ok();
     net.nothing_left(1, &user::with_subuids());
 }
 

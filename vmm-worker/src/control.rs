@@ -19,6 +19,10 @@ use worker_api::{NAME, Reply, Request, StartFailure, StartSpec, Status, VERSION}
 /// The number that the control socket is born with (`policies/process.json`).
 const SOCKET: i32 = 3;
 
+/// Supervisors that may come and go while this process is stopped: the next one could not connect, and would have to take it
+/// for one that does not want to be spoken to.
+const BACKLOG: i32 = 64;
+
 type Peer = Channel<Reply, Request>;
 
 /// This program was not started by the jailer: fd 3 is not a bound Unix socket that nobody listens on yet.
@@ -45,7 +49,7 @@ impl Listener {
 
     /// Begins to listen. After confinement: from here on peers see this process's pid and uid as the socket's.
     pub fn listen(&self) {
-        if let Err(error) = listen(&self.0, 1) {
+        if let Err(error) = listen(&self.0, BACKLOG) {
             leave(&End::Failed(Words::new(format_args!("the control socket cannot listen: {error}"))));
         }
     }

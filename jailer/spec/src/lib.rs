@@ -92,6 +92,7 @@ pub enum Request {
 
 impl ipc::Message for Request {
     const MAX_BYTES: usize = 256;
+    const MAX_FDS: usize = 0;
 }
 
 /// From the jailer.

@@ -164,7 +164,10 @@ fn end_unreachable(handle: &Handle) -> bool {
 }
 
 /// Asks all workers, and says what became of each VM. Workers that are nobody's are killed, ends that are nobody's forgotten.
-pub async fn fates(context: &Arc<Context>, inherited: Inherited, verdicts: Verdicts) -> Vec<Fate> {
+///
+/// # Errors
+/// This process is short of fds or memory: then nothing that a worker seems to say is its fault, and all of them are let be.
+pub async fn fates(context: &Arc<Context>, inherited: Inherited, verdicts: Verdicts) -> std::io::Result<Vec<Fate>> {
     let mut living: HashMap<u32, Held> = inherited.living.into_iter().map(|held| (held.worker.slot.0, held)).collect();
     let mut ended: HashMap<u32, (Held, WorkerEnd)> =
         inherited.ended.into_iter().map(|(held, end)| (held.worker.slot.0, (held, end))).collect();
@@ -207,19 +210,33 @@ pub async fn fates(context: &Arc<Context>, inherited: Inherited, verdicts: Verdi
         tracing::info!(id = intent.id(), name = intent.spec.name, why, "removed");
         Fate::Never(Box::new(intent))
     }));
-    fates.extend(asked.join_all().await);
-    fates
+    for fate in asked.join_all().await {
+        fates.push(fate?);
+    }
+    Ok(fates)
 }
 
 /// What a worker said of itself.
 enum Said {
-    Runs { control: Control, paused: bool, console: Option<Arc<Console>> },
+    Runs {
+        control: Control,
+        paused: bool,
+        console: Option<Arc<Console>>,
+    },
     Empty,
     HungUp,
     Lied(String),
+    /// Nothing: it is this process that lacks fds or memory.
+    Short(std::io::Error),
 }
 
-async fn found(context: &Context, mut intent: Intent, handle: Handle, mut held: Held, nets: Interfaces) -> Fate {
+async fn found(
+    context: &Context,
+    mut intent: Intent,
+    handle: Handle,
+    mut held: Held,
+    nets: Interfaces,
+) -> std::io::Result<Fate> {
     let with_input = intent.spec.console.as_ref().is_none_or(|console| console.input);
     held.warm = handle.warm;
     let how = match interview(context, &held.worker, with_input).await {
@@ -228,10 +245,10 @@ async fn found(context: &Context, mut intent: Intent, handle: Handle, mut held: 
             intent.confirmed = true;
             limit_again(context, &intent, &held.worker).await;
             let started_at = handle.started_at;
-            return Fate::Runs(Box::new(Found { intent, held, control, paused, console, nets, started_at }));
+            return Ok(Fate::Runs(Box::new(Found { intent, held, control, paused, console, nets, started_at })));
         }
         // Nobody was told of a first start that was not over; a restart is one of a VM that is there.
-        Said::Empty if intent.ends.is_empty() => return Fate::Never(Box::new(intent)),
+        Said::Empty if intent.ends.is_empty() && !intent.confirmed => return Ok(Fate::Never(Box::new(intent))),
         Said::Empty => {
             held.kill();
             How::Unknown("its supervisor died while it was being started".into())
@@ -244,6 +261,11 @@ async fn found(context: &Context, mut intent: Intent, handle: Handle, mut held: 
                 How::NotBelieved("its worker hung up and did not end; it was killed".into())
             }
         },
+        Said::Short(error) => {
+            // Before anything is let go: no VM pays for it.
+            context.jail.leave();
+            return Err(error);
+        }
         Said::Lied(why) => {
             held.kill();
             How::NotBelieved(format!("its worker was not believed and was killed: {why}"))
@@ -251,7 +273,7 @@ async fn found(context: &Context, mut intent: Intent, handle: Handle, mut held: 
     };
     // Its end comes before the VM's, so that nothing of it is there any more when it is started again.
     let _ = tokio::time::timeout(END, held.ended()).await;
-    Fate::Ended { intent: Box::new(intent), how, held: Some(held) }
+    Ok(Fate::Ended { intent: Box::new(intent), how, held: Some(held) })
 }
 
 /// The limits of its file. They are in force, unless its jailer is a new one: a service manager lets that one in only where
@@ -273,27 +295,51 @@ async fn interview(context: &Context, worker: &Worker, with_input: bool) -> Said
         Ok(control) => control,
         Err(error) if error.is_hang_up() => return Said::HungUp,
         // Its backlog is full (it has not taken its last supervisors' connections), or somebody else listens there.
-        Err(error) => return Said::Lied(error.to_string()),
+        Err(error) => {
+            return shortage(context, &error).map_or_else(|| Said::Lied(error.to_string()), Said::Short);
+        }
     };
     let paused = match control.status(ANSWER).await {
         Ok(Status::Empty) => return Said::Empty,
         Ok(status) => status == Status::Paused,
-        Err(error) => return no_answer(control, false, &error),
+        Err(error) => return no_answer(context, control, false, &error),
     };
     match control.console(ANSWER).await.map(|ends| Console::adopted(ends, with_input)) {
         Ok(Ok(console)) => Said::Runs { control, paused, console: Some(console) },
+        // An errno is ours; what is wrong with its ends has none.
+        Ok(Err(error)) if error.raw_os_error().is_some() => Said::Short(error),
         Ok(Err(error)) => Said::Lied(error.to_string()),
-        Err(error) => no_answer(control, paused, &error),
+        Err(error) => no_answer(context, control, paused, &error),
     }
 }
 
-fn no_answer(control: Control, paused: bool, error: &ControlError) -> Said {
+fn no_answer(context: &Context, control: Control, paused: bool, error: &ControlError) -> Said {
+    if let Some(short) = shortage(context, error) {
+        return Said::Short(short);
+    }
     match error {
         ControlError::Silent | ControlError::Channel(ipc::Error::Version { .. }) => {
             Said::Runs { control, paused, console: None }
         }
         error if error.is_hang_up() => Said::HungUp,
         error => Said::Lied(error.to_string()),
+    }
+}
+
+/// The error says that this process lacks something, not that the worker did wrong.
+fn shortage(context: &Context, error: &ControlError) -> Option<std::io::Error> {
+    use rustix::io::Errno;
+    let lacks = |errno: Errno| {
+        [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS, Errno::NOSPC].contains(&errno).then(|| errno.into())
+    };
+    match error {
+        ControlError::Io(error) | ControlError::Channel(ipc::Error::Io(error)) => lacks(Errno::from_io_error(error)?),
+        // Fds that came and found no place are dropped by the kernel, which says that the frame was cut.
+        ControlError::Channel(ipc::Error::Fds { .. } | ipc::Error::TooLarge(_)) => {
+            let places: Result<Vec<_>, _> = (0..3).map(|_| context.host.kvm.try_clone()).collect();
+            lacks(Errno::from_io_error(&places.err()?)?)
+        }
+        _ => None,
     }
 }
 

@@ -38,6 +38,11 @@ pub struct Budget {
 }
 
 impl Budget {
+    /// VMs that may be taken over: a release that keeps more fds for other things still takes what an earlier one started.
+    pub fn most(&self) -> usize {
+        usize::try_from(self.nofile.saturating_sub(FIXED) / VM).unwrap_or(usize::MAX)
+    }
+
     /// Of a process that may open `nofile` files.
     pub fn of(nofile: u64) -> Budget {
         let starts = (nofile / 320).clamp(2, 16);

@@ -289,12 +289,12 @@ impl Reader {
 
     /// Waits until there may be news. May be dropped and called again.
     pub async fn news(&mut self) {
-        // Bytes that came before this reader subscribed are no change to the watch.
-        if self.console.written() > self.position {
-            return;
-        }
-        if self.news.changed().await.is_err() {
-            std::future::pending::<()>().await;
+        // What the pump has told, not what the ring says by now: the pump has its pace, and a worker that counts up without
+        // end would let nobody else have this thread.
+        while *self.news.borrow_and_update() <= self.position {
+            if self.news.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
         }
     }
 }

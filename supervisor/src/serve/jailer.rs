@@ -222,6 +222,8 @@ pub fn connect(socket: &Path, rundir: &RunDir) -> Result<Jailer, ServeError> {
 
 /// Takes what a jailer has, until it says that this was all. Bounded: each slot comes once.
 fn listing(channel: &Channel<Request, Reply>) -> Result<Listing, ServeError> {
+    // A pidfd for each VM comes now. A jailer of ours was started before, and does not inherit it.
+    super::confine::raise_nofile();
     let until = Instant::now() + READY;
     let malformed = |why| Err(ServeError::Handshake(ipc::Error::Malformed(why)));
     let (mut listing, mut slots) = (Listing::default(), HashSet::new());

@@ -161,6 +161,19 @@ pub enum ServeError {
     /// /dev/kvm cannot be used.
     #[error("{0}")]
     Kvm(String),
+    /// More VMs run than this process may have fds for.
+    #[error(
+        "{found} VMs run, and with {nofile} open files there is room for {places}; raise the limit (ulimit -Hn, LimitNOFILE=) \
+         and start again: they go on meanwhile"
+    )]
+    TooMany {
+        /// How many run.
+        found: usize,
+        /// How many there is room for.
+        places: usize,
+        /// The limit.
+        nofile: u64,
+    },
     /// The durable state cannot be used.
     #[error("{0}")]
     State(#[from] state::StateError),

@@ -55,6 +55,11 @@ pub async fn run(ready: Ready, serving: impl FnOnce()) -> Result<(), ServeError>
     let Ready { listening, metrics, notify, watched, signals, terminal, .. } = ready;
     let super::jailer::Jailer { channel, child, ready, pidfd, facts, listing } = jailer;
     let (jail, inherited) = Jail::new(channel, ready, facts, pidfd, listing).map_err(system)?;
+    let _leaving = Leaving(jail.clone());
+    let (found, places) = (inherited.living.len(), budget.most());
+    if found > places {
+        return Err(ServeError::TooMany { found, places, nofile: budget.nofile });
+    }
     let netd = Netd::new(netd, netd::DEADLINE, netd::TUN);
     let registry = Registry::new(host.first_id, &budget);
     let starts = Arc::new(Semaphore::new(budget.starts));
@@ -87,7 +92,8 @@ pub async fn run(ready: Ready, serving: impl FnOnce()) -> Result<(), ServeError>
         tracing::error!("{said}");
         context.events.emit(EventKind::StateTrouble, None, said.as_str());
     }
-    settle(&context, adopt::fates(&context, inherited, verdicts).await);
+    let fates = adopt::fates(&context, inherited, verdicts).await;
+    settle(&context, fates.map_err(|e| ServeError::System("taking over the VMs that run (they go on)", e))?);
 
     let Listening { listener, place } = listening;
     let listener = tokio::net::UnixListener::from_std(listener).map_err(system)?;
@@ -136,14 +142,21 @@ pub async fn run(ready: Ready, serving: impl FnOnce()) -> Result<(), ServeError>
         tokio::join!(connections.all_closed(), jail, netd, context.store.settled())
     };
     let _ = tokio::time::timeout(LAST_ANSWERS, last).await;
-    // From here on: what goes with this process is not to take a VM along.
-    context.jail.leave();
     if terminal {
         eprintln!("vmsup: {sentence}");
     } else {
         tracing::info!("{sentence}");
     }
     Ok(())
+}
+
+/// However this supervisor comes to its end: what goes with its process is not to take a VM along.
+struct Leaving(Arc<Jail>);
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
 }
 
 /// One sentence about what becomes of the VMs.

@@ -234,6 +234,7 @@ pub enum Reply {
 
 impl ipc::Message for Reply {
     const MAX_BYTES: usize = 32 * 1024;
+    const MAX_FDS: usize = 3;
     fn fd_count(&self) -> usize {
         if matches!(self, Reply::Console) { 3 } else { 0 }
     }

@@ -8,7 +8,7 @@ fn info() -> VmInfo {
         "name": "a", "id": "1", "state": "running", "pid": 7, "owner": 1000, "cpus": 1, "memory_mib": 32,
         "nets": [{ "network": "default", "lease": 3, "interface": "vt3", "mac": "02:76:6d:00:00:02",
                    "address": "10.77.0.2", "prefix": 24, "gateway": "10.77.0.1", "mtu": 1500, "queues": 2, "forwards": [] }],
-        "started_at": 0, "end": null,
+        "started_at": 0, "end": null, "desired": "running", "generation": 1, "spec_hash": "",
         "spec": { "name": "a", "cpus": 1, "memory_mib": 32, "boot": { "kernel": "/k" },
                   "disks": [{ "path": "/d0" }, { "path": "/d1", "readonly": true }] },
         "worker": null, "console": { "written": 0, "overwritten": 0 }

@@ -92,7 +92,7 @@ impl Before {
         let pidfd = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).unwrap();
         let ready = ours.as_fd().try_clone_to_owned().unwrap();
         let (jail, inherited) = Jail::new(ours, ready, facts, pidfd, std::mem::take(&mut self.listing)).unwrap();
-        let fates = fates(&self.bench.context, inherited, judge(&self.evidence)).await;
+        let fates = fates(&self.bench.context, inherited, judge(&self.evidence)).await.unwrap();
         After { jail, jailer, fates }
     }
 
@@ -272,7 +272,7 @@ async fn a_worker_that_ends_while_it_is_asked_has_the_end_that_its_jailer_tells(
     let ended = Reply::Ended { slot: Slot(1), pid: 1, how: HowEnded::Exited(0), last_words: String::new() };
     jailer.send(&ended, &[]).unwrap();
     let (_jail, inherited) = Jail::new(ours, ready, facts, pidfd, listing).unwrap();
-    let fates = fates(&before.bench.context, inherited, judge(&before.evidence)).await;
+    let fates = fates(&before.bench.context, inherited, judge(&before.evidence)).await.unwrap();
     let [Fate::Ended { how: How::Told(end), held: Some(_), .. }] = &fates[..] else { panic!("{fates:?}") };
     assert_eq!(end.how, HowEnded::Exited(0));
 }

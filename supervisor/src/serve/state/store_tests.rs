@@ -290,7 +290,7 @@ async fn a_corrupt_database_is_kept_aside_and_said_loudly() {
         store.close();
         let path = state(&temp).join(DATABASE);
         // All of it in the database itself.
-        drop(rusqlite::Connection::open(&path).unwrap().execute("DELETE FROM facts", []).unwrap());
+        assert!(rusqlite::Connection::open(&path).unwrap().execute("DELETE FROM facts", []).unwrap() > 0);
         let mut bytes = std::fs::read(&path).unwrap();
         let bytes = match damage {
             0 => b"no database at all, but long enough to have a header. ".repeat(20),
