@@ -28,6 +28,7 @@ use super::watcher::Watcher;
 use super::worker::Control;
 use crate::api::types::{ApiError, EventKind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use steps::Step;
 use tokio::sync::mpsc;
@@ -98,6 +99,10 @@ struct Run {
     /// Its worker has ended.
     reaped: bool,
     worker_end: Option<WorkerEnd>,
+    /// Its worker has said that it runs, and its handle is still being written.
+    given: Arc<AtomicBool>,
+    /// What happened before what is being waited for was through.
+    late: Option<Event>,
     parcel: Option<Parcel>,
     stages: Option<Stages>,
     control: Option<Arc<Control>>,
@@ -218,6 +223,11 @@ impl Actor {
 
     /// The next thing that happens; `None` where it means nothing to the VM's life.
     async fn event(&mut self) -> Option<Event> {
+        if self.step.is_none()
+            && let Some(late) = self.run.late.take()
+        {
+            return Some(late);
+        }
         let Actor { step, run, inbox, clock, .. } = self;
         let Run { held, reaped, watcher, .. } = run;
         tokio::select! {
@@ -232,6 +242,11 @@ impl Actor {
                     Event::WorkerEnded { kind: end.kind(), sigkill: end.by_sigkill() }
                 });
                 self.run.worker_end = end;
+                // It had said that it runs, and only the handle is still being written: first it ran, then it ended.
+                if self.step.is_some() && self.run.given.load(Ordering::Acquire) {
+                    self.run.late = Some(event);
+                    return None;
+                }
                 Some(event)
             }
             Some(ask) = inbox.recv() => self.asked_for(ask),

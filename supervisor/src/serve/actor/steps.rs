@@ -16,6 +16,7 @@ use crate::serve::worker::{Control, ControlError};
 use netd_api::VmId;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use worker_api::{Timings, console};
@@ -59,8 +60,13 @@ impl Actor {
         let (Some(parcel), Some(held)) = (self.run.parcel.take(), &self.run.held) else { return };
         let (context, worker, handle) = (self.context.clone(), held.worker, self.handle(held));
         self.vm.phase.send_modify(|phase| phase.stage = "guest");
-        let written = self.write_handle(handle);
+        let (written, given) = (self.write_handle(handle), self.run.given.clone());
         self.step = Some(Box::pin(async move {
+            let giving = async {
+                let taken = start::hand_over(&context, parcel, worker).await;
+                given.store(taken.is_ok(), Ordering::Release);
+                taken
+            };
             let written = async {
                 written.await.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(|error| {
                     let error =
@@ -69,7 +75,7 @@ impl Actor {
                 })
             };
             // What the worker says no to is told at once, while it can still be told.
-            Done::Given(tokio::try_join!(start::hand_over(&context, parcel, worker), written).map(|(given, ())| given))
+            Done::Given(tokio::try_join!(giving, written).map(|(given, ())| given))
         }));
     }
 
@@ -145,6 +151,7 @@ impl Actor {
                 Event::MakeFailed
             }
             Done::Given(Ok((control, timings))) => {
+                self.run.given.store(false, Ordering::Release);
                 self.run.control = Some(Arc::new(control));
                 self.runs();
                 if let (Some(stages), Some(held)) = (&self.run.stages, &self.run.held) {
