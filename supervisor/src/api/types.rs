@@ -451,7 +451,8 @@ pub enum OperationState {
     Failed,
     /// It was cancelled; nothing of it is left.
     Cancelled,
-    /// The supervisor ended while it was under way; what was begun has been cleaned up.
+    /// The supervisor ended while it was under way. What had been begun is found by the next one: a VM that ran by then goes
+    /// on, a stop is carried on, the rest is cleaned up.
     Interrupted,
 }
 

@@ -439,7 +439,7 @@ impl Jail {
     fn lost(&self, error: &ipc::Error) {
         let mut inner = self.lock();
         if !std::mem::replace(&mut inner.gone, true) {
-            tracing::error!(%error, pid = self.facts.pid, "the jailer is gone: running VMs live on, new ones are refused");
+            tracing::error!(%error, pid = self.facts.pid, "the jailer is gone: running VMs live on, this supervisor leaves");
         }
         for (_, asked) in inner.waiting.drain() {
             let _ = asked.send(Err(MakeError::Gone));

@@ -175,13 +175,13 @@ fn running(supervisor: &io::Result<VersionInfo>, socket: &Path) -> Check {
             NAME,
             format!("one of release {} runs (pid {}), and this is {VERSION}", info.version, info.pid),
             "requests of this release may be refused",
-            format!("stop its VMs, then kill {}; the next command starts one of this release", info.pid),
+            format!("kill {} (its VMs go on); the next command starts one of this release", info.pid),
         ),
         Ok(info) if info.jailer.pid.is_none() => Check::failure(
             NAME,
             format!("runs (pid {}), but its jailer is gone", info.pid),
             "it cannot start another VM; the running ones go on",
-            format!("kill {} (this ends its VMs); the next command starts a supervisor with a jailer", info.pid),
+            format!("kill {} (its VMs go on); the next command starts a supervisor with a jailer", info.pid),
         ),
         Ok(info) => {
             let uids = match info.jailer.uids.as_str() {
