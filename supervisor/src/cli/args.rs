@@ -9,7 +9,7 @@ use std::path::PathBuf;
 ///
 /// A VM is described by a file, vm.json, and runs in a process of its own that reaches nothing but what the file gives to
 /// the VM: no other files, no network but the VM's own, no other VM. The supervisor that starts these processes runs as
-/// you; the first command that needs it starts it in the background.
+/// you; the first command that needs it starts it in the background. VMs go on when it ends, and the next one finds them.
 #[derive(Debug, Parser)]
 #[command(
     name = "vmsup",
@@ -29,7 +29,7 @@ use std::path::PathBuf;
 Exit status: 0 done, 1 failed, 2 wrong input (a file or an argument)."
 )]
 pub struct Cli {
-    /// Socket of the supervisor, instead of your own supervisor's. None is started for it.
+    /// Socket of the supervisor, instead of your own supervisor's. None is started for it; `serve` listens there.
     #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub socket: Option<PathBuf>,
 
@@ -43,7 +43,7 @@ pub enum Command {
     /// Start a VM in the background: one that a file describes, or one that is there and does not run.
     ///
     /// A VM stays when it has ended, with its id and its history, until it is removed. Started with a file, the VM of that
-    /// name becomes what the file says now; started by its name, it is what it was.
+    /// name becomes what the file says now; started by its name, it is what it was. It goes on when the supervisor ends.
     #[command(
         after_help = "Examples:\n  vmsup start vm.json && vmsup console web1\n  vmsup stop web1 && vmsup start web1"
     )]
@@ -75,6 +75,7 @@ pub enum Command {
         file: PathBuf,
     },
     /// List VMs, the ended ones too.
+    #[command(after_help = "Examples:\n  vmsup ls\n  vmsup ls --json | jq -r '.[].name'")]
     Ls {
         #[command(flatten)]
         json: Json,
@@ -127,7 +128,10 @@ pub enum Command {
     /// Press VMs' power buttons, and kill those that have not ended in time.
     ///
     /// A VM that waits for its restart is not started again. The VMs stay, and can be started again.
-    #[command(after_help = "Examples:\n  vmsup stop web1 web2\n  vmsup stop --all --timeout 60")]
+    #[command(
+        after_help = "Examples:\n  vmsup stop web1 web2\n  vmsup stop --all --timeout 60",
+        mut_arg("all", |all| all.help("All your VMs that run, and those that wait for their restart"))
+    )]
     Stop {
         #[command(flatten)]
         vms: Vms,
@@ -158,6 +162,10 @@ pub enum Command {
     #[command(after_help = "Example:\n  vmsup diff --prune vms/")]
     Diff(Diff),
     /// Have VMs stand still: their vCPUs stop, their memory stays.
+    #[command(
+        after_help = "Examples:\n  vmsup pause web1\n  vmsup pause --all",
+        mut_arg("all", |all| all.help("All your VMs that run"))
+    )]
     Pause {
         #[command(flatten)]
         vms: Vms,
@@ -165,6 +173,10 @@ pub enum Command {
         json: Json,
     },
     /// Have paused VMs go on.
+    #[command(
+        after_help = "Examples:\n  vmsup resume web1\n  vmsup resume --all",
+        mut_arg("all", |all| all.help("All your VMs that are paused"))
+    )]
     Resume {
         #[command(flatten)]
         vms: Vms,
@@ -172,6 +184,10 @@ pub enum Command {
         json: Json,
     },
     /// End VMs at once, as if their power was cut.
+    #[command(
+        after_help = "Examples:\n  vmsup kill web1\n  vmsup kill --all",
+        mut_arg("all", |all| all.help("All your VMs that run, and those that wait for their restart"))
+    )]
     Kill {
         #[command(flatten)]
         vms: Vms,
@@ -180,7 +196,11 @@ pub enum Command {
     },
     /// Forget VMs that do not run: their files, their history, their consoles' last output.
     ///
-    /// With --all, those that do not run; with --all --force, every VM.
+    /// A VM that runs is refused, unless --force kills it first.
+    #[command(
+        after_help = "Examples:\n  vmsup rm web1\n  vmsup rm --all",
+        mut_arg("all", |all| all.help("All your VMs that neither run nor wait for their restart; with --force, every one"))
+    )]
     Rm {
         #[command(flatten)]
         vms: Vms,
