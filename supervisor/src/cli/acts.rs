@@ -39,7 +39,7 @@ fn is_name(what: &str) -> bool {
     let path = Path::new(what);
     !what.contains('/')
         && !what.ends_with(".json")
-        && !(path.exists() && !path.is_dir())
+        && (!path.exists() || path.is_dir())
         && check::check_name(what).is_ok()
 }
 
