@@ -159,7 +159,8 @@ fn watched() -> Fake {
 
 #[test]
 fn top_shows_vms_and_gives_the_terminal_back_however_it_is_left() {
-    let leave: [(fn(&mut Terminal), i32); 3] = [
+    type Leave = fn(&mut Terminal);
+    let leave: [(Leave, i32); 3] = [
         (|terminal| terminal.ours.write_all(b"q").unwrap(), 0),
         (|terminal| terminal.ours.write_all(b"\x03").unwrap(), 130),
         (|terminal| kill(Pid::from_raw(terminal.child.id().cast_signed()), Signal::SIGTERM).unwrap(), 143),
