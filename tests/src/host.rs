@@ -231,7 +231,10 @@ impl Host {
         let is_one = |pid: &i32| {
             is(*pid, "vmsup-jailer") && std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == workers)
         };
-        names("/proc").iter().filter_map(|name| name.parse().ok()).filter(is_one).collect()
+        let all: Vec<i32> = names("/proc").iter().filter_map(|name| name.parse().ok()).filter(is_one).collect();
+        // A worker that is being made is one by name and place, too, until it executes its own program.
+        let child = |pid: &i32| parent(*pid).is_some_and(|parent| all.contains(&parent));
+        all.iter().copied().filter(|pid| !child(pid)).collect()
     }
 
     /// The handles of the VMs that run, as files.
@@ -317,6 +320,12 @@ impl Drop for Host {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
     }
+}
+
+/// Field 4 of `/proc/PID/stat`; none where the process is gone.
+fn parent(pid: i32) -> Option<i32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 /// Starts a supervisor; what it says is appended to its log.
