@@ -222,7 +222,7 @@ impl Host {
     /// # Panics
     /// Where there is none.
     pub fn jailer(&self) -> i32 {
-        self.jailers().pop().expect("a jailer")
+        self.jailers().into_iter().min().expect("a jailer")
     }
 
     /// Pids of the jailers that work in this host's directory, whoever started them: one, or none.
@@ -233,7 +233,7 @@ impl Host {
         };
         let all: Vec<i32> = names("/proc").iter().filter_map(|name| name.parse().ok()).filter(is_one).collect();
         // A worker that is being made is one by name and place, too, until it executes its own program.
-        let child = |pid: &i32| parent(*pid).is_some_and(|parent| all.contains(&parent));
+        let child = |pid: &i32| parent(*pid).is_none_or(|parent| all.contains(&parent));
         all.iter().copied().filter(|pid| !child(pid)).collect()
     }
 
