@@ -6,7 +6,7 @@ use crate::serve::Context;
 use crate::serve::registry::Who;
 use axum::response::IntoResponse;
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use std::sync::Arc;
@@ -124,7 +124,12 @@ pub(super) fn http() -> http1::Builder {
 
 /// Serves one connection.
 async fn serve(stream: UnixStream, router: axum::Router, caller: Caller) {
-    let service = TowerToHyperService::new(router.layer(axum::Extension(caller)));
+    let router = TowerToHyperService::new(router);
+    // Not by a layer: each would make all routes anew.
+    let service = service_fn(move |mut request| {
+        request.extensions_mut().insert(caller.clone());
+        router.call(request)
+    });
     if let Err(error) = http().serve_connection(TokioIo::new(stream), service).with_upgrades().await {
         tracing::debug!(%error, "a connection ended badly");
     }

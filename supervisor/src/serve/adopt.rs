@@ -20,11 +20,10 @@ use super::start::cgroup_limits;
 use super::state::{self, Intent};
 use super::worker::{Control, ControlError};
 use super::{Context, Host};
-use crate::api::types::{Event, EventKind};
 use jail_spec::Worker;
 use netd_api::{LeaseId, VmId};
 use rustix::process::{Pid, PidfdFlags, Signal};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -99,7 +98,7 @@ pub struct Found {
 
 /// Judges by what can be read, before the supervisor is confined. What a handle names, and neither jailer nor anybody else can
 /// reach, is ended.
-pub fn look(host: &Host, new: bool, rows: Vec<Intent>, events: &[Event], left: Left, listing: &Listing) -> Verdicts {
+pub fn look(host: &Host, new: bool, rows: Vec<Intent>, left: Left, listing: &Listing) -> Verdicts {
     let living = |listed: &super::jail::ListedWorker| Living {
         worker: listed.worker,
         start_time: start_time(listed.worker.pid),
@@ -109,7 +108,6 @@ pub fn look(host: &Host, new: bool, rows: Vec<Intent>, events: &[Event], left: L
         boot_id: host.boot_id.clone(),
         new,
         rows,
-        waiting: waiting(events),
         handles: left.handles,
         living: listing.living.iter().map(living).collect(),
         ended: listing.ended.iter().map(|ended| (ended.slot, ended.pid)).collect(),
@@ -126,22 +124,6 @@ pub fn look(host: &Host, new: bool, rows: Vec<Intent>, events: &[Event], left: L
         }
     }
     verdicts
-}
-
-/// The VMs whose last event says that they did not run any more.
-fn waiting(events: &[Event]) -> BTreeSet<u64> {
-    let mut last: BTreeMap<u64, bool> = BTreeMap::new();
-    for event in events {
-        let over = match event.kind {
-            EventKind::Ended | EventKind::Restarting => true,
-            EventKind::Starting | EventKind::Started | EventKind::Adopted => false,
-            _ => continue,
-        };
-        if let Some(number) = event.id.as_deref().and_then(|id| u64::from_str_radix(id, 16).ok()) {
-            last.insert(number, over);
-        }
-    }
-    last.into_iter().filter(|(_, over)| *over).map(|(number, _)| number).collect()
 }
 
 /// Field 22 of `/proc/PID/stat`; none where there is no such process, or where we may not see it.
@@ -189,6 +171,8 @@ pub async fn fates(context: &Arc<Context>, inherited: Inherited, verdicts: Verdi
                 continue;
             }
             Verdict::Rests => {
+                // That of a run whose end was written down.
+                remove_handle(context, &intent);
                 fates.push(Fate::Rests(Box::new(intent)));
                 continue;
             }
@@ -379,7 +363,11 @@ fn interfaces(context: &Context, handle: &Handle, told: Option<&BTreeSet<(u64, u
 
 /// Takes the row and the handle of a VM that never ran.
 pub fn forget(context: &Context, intent: &Intent) {
+    remove_handle(context, intent);
     drop(context.store.write(vec![state::Change::Remove(intent.number)]));
+}
+
+fn remove_handle(context: &Context, intent: &Intent) {
     if let Err(error) = context.handles.remove(intent.number) {
         tracing::warn!(id = intent.id(), %error, "removing a handle");
     }

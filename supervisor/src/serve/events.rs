@@ -126,7 +126,7 @@ impl Events {
             cause,
         };
         // Queued under the lock, so that the database has them in order; nobody waits for it.
-        drop(self.store.write(vec![Change::Event(event.clone())]));
+        self.store.queue(Change::Event(event.clone()));
         self.head.send_modify(|head| head.cursor = event.cursor);
         ring.push(event);
     }

@@ -230,7 +230,7 @@ async fn a_running_vm_has_a_handle_that_says_what_it_is() {
     let handle: crate::serve::handle::Handle = serde_json::from_slice(&text).unwrap();
     let worker = vm.info().worker.unwrap();
     assert_eq!((handle.pid, handle.start_time, handle.slot), (worker.pid, worker.start_time, worker.slot));
-    assert_eq!((handle.intent.spec.name.as_str(), handle.intent.confirmed), ("a", true));
+    assert_eq!((handle.intent.spec.name.as_str(), handle.intent.runs, handle.intent.over), ("a", 1, 0));
     fake.exit(exit::CRASH);
     vm.until_ended().await;
     assert!(handles(&bench).is_empty());

@@ -299,7 +299,7 @@ fn prepare(
     // The list of what lives comes before the handles: a handle is written for a worker that the jailer has.
     let left = handles.read_all().map_err(|e| ServeError::System("reading the handles", e))?;
     let rows = std::mem::take(&mut loaded.vms);
-    let verdicts = adopt::look(&host, rundir.new, rows, &loaded.events, left, &jailer.listing);
+    let verdicts = adopt::look(&host, rundir.new, rows, left, &jailer.listing);
     // After the jailer was started: it and its workers inherit neither the raised limit nor the blocked signals.
     let budget = budget::Budget::of(confine::raise_nofile());
     let signals = signals::block()?;

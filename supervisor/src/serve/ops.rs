@@ -58,7 +58,7 @@ impl Operations {
             if operation.state == OperationState::Running {
                 operation.state = OperationState::Interrupted;
                 operation.ended_at_ms = Some(now_ms());
-                drop(store.write(vec![Change::Operation(operation.clone())]));
+                store.queue(Change::Operation(operation.clone()));
             }
             inner.last = inner.last.max(operation.id);
             inner.all.insert(operation.id, Entry::new(operation));
@@ -87,7 +87,7 @@ impl Operations {
             ended_at_ms: None,
             error: None,
         };
-        drop(self.store.write(vec![Change::Operation(operation.clone())]));
+        self.store.queue(Change::Operation(operation.clone()));
         let entry = Entry::new(operation);
         let cancel = entry.cancel.subscribe();
         inner.all.insert(id, entry);
@@ -127,7 +127,7 @@ impl Operations {
         let Some(entry) = inner.all.get(&id) else { return };
         entry.record.send_modify(change);
         if durable {
-            drop(self.store.write(vec![Change::Operation(entry.record.borrow().clone())]));
+            self.store.queue(Change::Operation(entry.record.borrow().clone()));
         }
     }
 }

@@ -105,6 +105,8 @@ pub fn handle(number: u64, name: &str) -> Handle {
         created_at: 1,
         restarts: 0,
         ends: Vec::new(),
+        runs: 1,
+        over: 0,
     };
     Handle {
         version: super::handle::VERSION,

@@ -435,6 +435,8 @@ fn intent(number: u64, owner: u32, request: &CreateRequest) -> Intent {
         created_at: unix_time(),
         restarts: 0,
         ends: Vec::new(),
+        runs: 0,
+        over: 0,
     }
 }
 

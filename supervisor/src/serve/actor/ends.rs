@@ -1,7 +1,8 @@
 //! A VM's end: how it is called, how it is written down, and what comes after it.
 //!
 //! The order keeps what a supervisor that dies in between needs: the row says how it ended, then the handle goes, then the
-//! jailer forgets the worker. Whoever is told of the end is told after that.
+//! jailer forgets the worker. Where the row goes, too, it goes after the handle, from which the VM would come back. Whoever is
+//! told of the end is told after that.
 
 use super::{Actor, AskedStart};
 use crate::api::types::{ApiError, Desired, End, EndKind, ErrorCode, EventKind};
@@ -69,7 +70,11 @@ impl Actor {
         let (held, nets, control) = (self.run.held.take(), std::mem::take(&mut self.run.nets), self.run.control.take());
         let writing = self.run.writing.take();
         self.step = Some(Box::pin(async move {
-            write(&context, change).await;
+            let (first, then) = match change {
+                Change::Remove(_) => (None, Some(change)),
+                _ => (Some(change), None),
+            };
+            write(&context, first).await;
             if let Some(writing) = writing {
                 // Its disk may hang, too.
                 let _ = tokio::time::timeout(WRITE, writing).await;
@@ -77,6 +82,7 @@ impl Actor {
             if let Err(error) = context.handles.remove(number) {
                 tracing::error!(%error, "the handle of a VM that has ended could not be removed");
             }
+            write(&context, then).await;
             let leased = !nets.leases.is_empty();
             drop((nets, control));
             if leased {
@@ -295,7 +301,8 @@ impl Actor {
 }
 
 /// Writes a VM's end; says so where it does not work, which stops nobody.
-async fn write(context: &Context, change: Change) {
+async fn write(context: &Context, change: Option<Change>) {
+    let Some(change) = change else { return };
     match tokio::time::timeout(WRITE, context.store.write(vec![change])).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::error!(%error, "the end of a VM could not be written down"),

@@ -22,7 +22,7 @@ use super::lifecycle::{self, Effect, Event, State};
 use super::nets::Interfaces;
 use super::registry::Place;
 use super::start::{Parcel, Stages};
-use super::state::Intent;
+use super::state::{Change, Intent};
 use super::vm::{Ask, Reply, Vm};
 use super::watcher::Watcher;
 use super::worker::Control;
@@ -190,7 +190,8 @@ impl Actor {
                 self.asked = Some(AskedStart { told, before: None });
                 self.run.place = Some(place);
                 self.emit(EventKind::Starting, "asked for by its owner");
-                self.save();
+                // With the word that it runs, most often: until then nobody counts on it.
+                self.context.store.queue(Change::Put(Box::new(self.intent.clone())));
                 self.happened(Event::StartAsked);
             }
             Origin::Found { found, place } => self.adopt(*found, place),

@@ -58,6 +58,7 @@ impl Actor {
     /// supervisor finds it.
     pub(super) fn give(&mut self) {
         let (Some(parcel), Some(held)) = (self.run.parcel.take(), &self.run.held) else { return };
+        self.intent.runs += 1;
         let (context, worker, handle) = (self.context.clone(), held.worker, self.handle(held));
         self.vm.phase.send_modify(|phase| phase.stage = "guest");
         let (written, given) = (self.write_handle(handle), self.run.given.clone());
@@ -95,13 +96,10 @@ impl Actor {
 
     /// What is true of this run.
     pub(super) fn handle(&self, held: &Held) -> Handle {
-        let mut intent = self.intent.clone();
-        // Whoever finds its worker with a VM finds one that ran.
-        intent.confirmed = true;
         Handle {
             version: handle::VERSION,
             boot_id: self.context.host.boot_id.clone(),
-            intent,
+            intent: self.intent.clone(),
             pid: held.worker.pid,
             start_time: held.worker.start_time,
             pidfd_inode: held.pidfd().and_then(handle::pidfd_inode),

@@ -7,13 +7,14 @@
 //! | row | handle | worker | verdict |
 //! |---|---|---|---|
 //! | any | names it | lives | [`Verdict::Ask`]; without a row the VM comes back from its handle |
+//! | any | of a run whose end is in the row | – | as without a handle |
 //! | confirmed | names it | ended, and the jailer says how | [`Verdict::Told`] |
 //! | confirmed | of another boot | – | [`Verdict::HostDown`] |
 //! | confirmed | names another, or nobody | – | [`Verdict::Lost`] |
 //! | confirmed, to run | none | – | [`Verdict::HostDown`] where the runtime directory is new, else [`Verdict::Lost`] |
-//! | confirmed, waits for its restart or is not to run | none | – | [`Verdict::Rests`] |
+//! | confirmed, and its last run is over, or it is not to run | none | – | [`Verdict::Rests`] |
 //! | unconfirmed | any | none that lives | removed: nobody was ever told that it runs |
-//! | none | any | none that lives | as with a row: the database was lost |
+//! | none | any | none that lives | as with a confirmed row: the database was lost |
 
 use crate::api::types::Desired;
 use crate::serve::handle::Handle;
@@ -30,8 +31,6 @@ pub struct Evidence {
     pub new: bool,
     /// What the database says.
     pub rows: Vec<Intent>,
-    /// VMs whose last event says that they did not run any more.
-    pub waiting: BTreeSet<u64>,
     /// What the handles say.
     pub handles: Vec<Handle>,
     /// Workers that live.
@@ -80,8 +79,10 @@ pub struct Verdicts {
 /// Judges.
 pub fn judge(evidence: &Evidence) -> Verdicts {
     let rows: BTreeMap<u64, &Intent> = evidence.rows.iter().map(|row| (row.number, row)).collect();
+    // Its supervisor died after the end was written down, and before the handle was gone.
+    let over = |handle: &Handle| rows.get(&handle.intent.number).is_some_and(|row| row.is_over(handle.intent.runs));
     let handles: BTreeMap<u64, &Handle> =
-        evidence.handles.iter().map(|handle| (handle.intent.number, handle)).collect();
+        evidence.handles.iter().filter(|handle| !over(handle)).map(|handle| (handle.intent.number, handle)).collect();
     let claims = claims(evidence, &handles, &rows);
     let mut verdicts = Verdicts::default();
     let mut found: Vec<(bool, Intent, Verdict)> = Vec::new();
@@ -92,12 +93,17 @@ pub fn judge(evidence: &Evidence) -> Verdicts {
             continue;
         }
         // Written after the handle, but for a database that could not be written for a while.
-        let newer = handles.get(number).filter(|handle| handle.intent.generation > row.generation);
-        found.push((true, newer.map_or(*row, |handle| &handle.intent).clone(), verdict));
+        let handle = handles.get(number);
+        let newer = handle.filter(|handle| handle.intent.generation > row.generation);
+        let mut intent = newer.map_or(*row, |handle| &handle.intent).clone();
+        intent.runs = intent.runs.max(handle.map_or(0, |handle| handle.intent.runs));
+        found.push((true, intent, verdict));
     }
     for (number, verdict) in &claims {
         if !rows.contains_key(number) {
-            let intent = handles[number].intent.clone();
+            let mut intent = handles[number].intent.clone();
+            // What its worker says of itself tells whether it ran; where there is none, it is taken to have.
+            intent.confirmed |= !matches!(verdict, Verdict::Ask(_));
             let name = &intent.spec.name;
             verdicts.said.push(format!("{name} is not in the database; what it is comes from its handle"));
             found.push((false, intent, verdict.clone()));
@@ -121,7 +127,7 @@ pub fn judge(evidence: &Evidence) -> Verdicts {
 fn without_a_handle(evidence: &Evidence, row: &Intent) -> Verdict {
     match row.desired {
         Desired::Stopped => Verdict::Rests,
-        Desired::Running if evidence.waiting.contains(&row.number) => Verdict::Rests,
+        Desired::Running if row.is_over(row.runs) => Verdict::Rests,
         Desired::Running if evidence.new => Verdict::HostDown,
         Desired::Running => Verdict::Lost("there is no handle that says what it ran as".into()),
     }

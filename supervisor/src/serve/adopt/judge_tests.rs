@@ -104,9 +104,52 @@ fn a_vm_that_did_not_run_rests() {
     assert_eq!(verdict(&stopped), Verdict::Rests);
     let waiting = changed(|e| {
         gone(e);
-        e.waiting.insert(1);
+        (e.rows[0].runs, e.rows[0].over) = (3, 3);
     });
     assert_eq!(verdict(&waiting), Verdict::Rests);
+}
+
+#[test]
+fn an_end_that_is_written_down_is_not_told_again() {
+    let told = |e: &mut Evidence| {
+        e.ended = vec![(e.living[0].worker.slot, e.living[0].worker.pid)];
+        e.living.clear();
+        e.rows[0].over = e.handles[0].intent.runs;
+    };
+    // Killed before the handle went, and before the jailer was told to forget.
+    assert_eq!(verdict(&changed(told)), Verdict::Rests);
+    let stopped = changed(|e| {
+        told(e);
+        e.rows[0].desired = Desired::Stopped;
+    });
+    assert_eq!(verdict(&stopped), Verdict::Rests);
+    // The run before was over: this one is told, also where the row does not know of it yet.
+    let next = changed(|e| {
+        told(e);
+        e.handles[0].intent.runs += 1;
+    });
+    assert!(matches!(verdict(&next), Verdict::Told(_)));
+    assert_eq!(judge(&next).vms[0].0.runs, 2);
+    // A release that did not count: nothing says that it is over.
+    let old = changed(|e| {
+        told(e);
+        (e.rows[0].runs, e.rows[0].over, e.handles[0].intent.runs) = (0, 0, 0);
+    });
+    assert!(matches!(verdict(&old), Verdict::Told(_)));
+}
+
+#[test]
+fn a_start_whose_row_never_was_there_is_one_that_its_worker_knows_of() {
+    let never = changed(|e| {
+        e.rows.clear();
+        e.handles[0].intent.confirmed = false;
+    });
+    assert!(!judge(&never).vms[0].0.confirmed, "an empty worker is that of a start that was not over");
+    let gone = changed(|e| {
+        (e.rows, e.living) = (Vec::new(), Vec::new());
+        e.handles[0].intent.confirmed = false;
+    });
+    assert!(judge(&gone).vms[0].0.confirmed, "the database may have been lost");
 }
 
 #[test]

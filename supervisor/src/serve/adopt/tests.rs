@@ -351,28 +351,6 @@ async fn a_living_vm_keeps_the_leases_that_netd_has_and_releases_them_at_its_end
 }
 
 #[test]
-fn the_last_event_says_whether_a_vm_waits() {
-    let event = |kind, number: u64| Event {
-        cursor: 1,
-        at_ms: 1,
-        kind,
-        vm: None,
-        id: Some(state::id(number)),
-        owner: None,
-        cause: String::new(),
-    };
-    let events = [
-        event(EventKind::Started, 1),
-        event(EventKind::Ended, 1),
-        event(EventKind::Restarting, 1),
-        event(EventKind::Updated, 1),
-        event(EventKind::Ended, 2),
-        event(EventKind::Starting, 2),
-    ];
-    assert_eq!(waiting(&events), BTreeSet::from([1]));
-}
-
-#[test]
 fn the_process_of_a_handle_that_nobody_can_reach_is_ended_and_no_other() {
     let mut child = Command::new("sleep").arg("600").spawn().unwrap();
     let mut handle = handle(1, "a");

@@ -7,8 +7,9 @@
 //! <state>/lock            held by the supervisor whose state it is
 //! ```
 //!
-//! What was said to be written survives the end of this process, whatever ends it. A host that goes down forgets at most what
-//! was written in the moment before: it is synced at once, but nobody waits for that.
+//! What was said to be written survives the end of this process, whatever ends it; of events and operations, which only tell
+//! of what was, the last moment may be missing. A host that goes down forgets at most what was written in the moment before: it
+//! is synced soon, and nobody waits for that.
 //!
 //! One thread owns the database: a disk that is slow, full or gone makes nobody wait but who asked to be told when it is
 //! written. A database that cannot be written does not stop a VM; it is said loudly ([`Store::trouble`]), and tried again with
@@ -67,6 +68,12 @@ pub struct Intent {
     pub restarts: u32,
     /// How it ended, the last one last; at most [`ENDS_MAX`].
     pub ends: Vec<End>,
+    /// The number of its last run: how often a worker was given it. 0 where that is not known.
+    #[serde(default)]
+    pub runs: u64,
+    /// The number of the last run whose end is written down. Where it is behind `runs`, that run may go on.
+    #[serde(default)]
+    pub over: u64,
 }
 
 impl Intent {
@@ -75,8 +82,14 @@ impl Intent {
         id(self.number)
     }
 
+    /// True where the end of this run is written down already.
+    pub fn is_over(&self, run: u64) -> bool {
+        run > 0 && self.over >= run
+    }
+
     /// Adds an end, and drops the oldest of too many.
     pub fn ended(&mut self, end: End) {
+        self.over = self.runs;
         self.ends.push(end);
         let more = self.ends.len().saturating_sub(ENDS_MAX);
         self.ends.drain(..more);

@@ -66,6 +66,8 @@ fn intent(row: &Row<'_>) -> Result<Intent, String> {
         created_at: number("created_at")?,
         restarts: column(row, "restarts")?,
         ends: json(row, "ends")?,
+        runs: number("runs")?,
+        over: number("over")?,
     };
     match column::<String>(row, "name")? {
         name if name == intent.spec.name => Ok(intent),
@@ -82,7 +84,7 @@ fn set_aside(connection: &mut Connection, rows: &[Unreadable]) -> rusqlite::Resu
             "INSERT INTO unreadable SELECT unixepoch(), ?2, json_object('number', number, 'owner', owner, 'name', name,
                 'desired', desired, 'generation', generation, 'spec_hash', spec_hash, 'source', source,
                 'remove_when_ended', remove_when_ended, 'confirmed', confirmed, 'created_at', created_at,
-                'restarts', restarts, 'spec', spec, 'ends', ends) FROM vms WHERE number = ?1",
+                'restarts', restarts, 'spec', spec, 'ends', ends, 'runs', runs, 'over', over) FROM vms WHERE number = ?1",
             params![number, why],
         )?;
         transaction.execute("DELETE FROM vms WHERE number = ?1", [number])?;
@@ -148,8 +150,8 @@ pub fn apply(transaction: &Transaction<'_>, changes: &Pending, events: &mut usiz
 fn put(transaction: &Transaction<'_>, intent: &Intent) -> rusqlite::Result<()> {
     let mut put = transaction.prepare_cached(
         "INSERT OR REPLACE INTO vms (number, owner, name, desired, generation, spec_hash, source, remove_when_ended,
-            confirmed, created_at, restarts, spec, ends)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+            confirmed, created_at, restarts, spec, ends, runs, over)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
     )?;
     let desired = match intent.desired {
         Desired::Running => "running",
@@ -169,6 +171,8 @@ fn put(transaction: &Transaction<'_>, intent: &Intent) -> rusqlite::Result<()> {
         intent.restarts,
         json(&intent.spec),
         json(&intent.ends),
+        intent.runs.cast_signed(),
+        intent.over.cast_signed(),
     ])?;
     Ok(())
 }

@@ -7,7 +7,8 @@
 use rusqlite::Connection;
 
 /// What makes a database of version `n` one of version `n + 1`. The first makes an empty file version 1.
-pub const STEPS: &[&str] = &["
+pub const STEPS: &[&str] = &[
+    "
     CREATE TABLE vms (
         number INTEGER PRIMARY KEY,
         owner INTEGER NOT NULL,
@@ -30,7 +31,13 @@ pub const STEPS: &[&str] = &["
     -- Rows of vms that a release could not read, for people to look at.
     CREATE TABLE unreadable (at INTEGER NOT NULL, why TEXT NOT NULL, row TEXT NOT NULL) STRICT;
     CREATE TABLE facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-"];
+",
+    // Which run the last end is of. Of older rows that is not known.
+    "
+    ALTER TABLE vms ADD COLUMN runs INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE vms ADD COLUMN over INTEGER NOT NULL DEFAULT 0;
+",
+];
 
 /// The version that this release writes.
 pub fn known(steps: &[&str]) -> i64 {
@@ -65,7 +72,7 @@ mod tests {
     use super::*;
 
     /// What a release that had this many steps wrote.
-    const FIXTURES: &[&str] = &[include_str!("fixtures/v1.sql")];
+    const FIXTURES: &[&str] = &[include_str!("fixtures/v1.sql"), include_str!("fixtures/v2.sql")];
 
     fn fixture(version: usize) -> Connection {
         let connection = Connection::open_in_memory().unwrap();

@@ -112,6 +112,12 @@ impl Store {
         async { outcome.await.unwrap_or(Ok(())) }
     }
 
+    /// Writes what only tells of what was: with the next row, or a moment later. Nobody can wait for it but by
+    /// [`Store::settled`].
+    pub fn queue(&self, change: Change) {
+        self.0.0.queue(change);
+    }
+
     /// What is wrong with the database now, for people; none while it can be written.
     pub fn trouble(&self) -> Option<String> {
         self.0.0.trouble().borrow().clone()
@@ -133,6 +139,12 @@ impl Store {
         if let Some(thread) = self.0.0.stop() {
             thread.join().unwrap();
         }
+    }
+
+    /// How many commits there were.
+    #[cfg(test)]
+    pub fn commits(&self) -> u64 {
+        self.0.0.commits()
     }
 
     /// How many commits are not synced.

@@ -26,6 +26,8 @@ pub fn intent(number: u64, name: &str) -> Intent {
         created_at: 1_700_000_000,
         restarts: 0,
         ends: Vec::new(),
+        runs: 0,
+        over: 0,
     }
 }
 
@@ -276,7 +278,7 @@ async fn a_newer_schema_is_refused_and_its_file_left_as_it_is() {
     drop(newer);
     let before = std::fs::read(&path).unwrap();
     let error = Store::open(&state(&temp)).unwrap_err();
-    assert!(matches!(error, StateError::Newer { found: 99, known: 1, .. }), "{error}");
+    assert!(matches!(error, StateError::Newer { found: 99, known: 2, .. }), "{error}");
     assert!(error.to_string().contains("newer release"), "{error}");
     assert!(std::fs::read(&path).unwrap() == before);
 }
@@ -442,4 +444,28 @@ async fn settled_means_written_and_synced() {
     assert_eq!(store.unsynced(), 0);
     store.close();
     assert_eq!(open(&state(&temp)).1.vms.len(), 50);
+}
+
+#[tokio::test]
+async fn what_only_tells_of_what_was_is_written_with_the_next_row_and_without_one_by_itself() {
+    let temp = TempDir::new();
+    let (store, _) = open(&state(&temp));
+    store.settled().await;
+    // In one transaction with the row: nobody else has woken the writer when this is told.
+    let before = store.commits();
+    (1..=20).for_each(|cursor| store.queue(Change::Event(event(cursor))));
+    store.queue(Change::Operation(operation(1)));
+    store.write(vec![put(1, "a")]).await.unwrap();
+    assert!(store.commits() <= before + 2, "{} after {before}", store.commits());
+    let before = store.commits();
+    store.queue(Change::Event(event(21)));
+    // Nobody asks for anything.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while store.commits() == before || store.unsynced() > 0 {
+        assert!(std::time::Instant::now() < deadline, "it waits for ever");
+        tokio::task::yield_now().await;
+    }
+    store.close();
+    let (_, loaded) = open(&state(&temp));
+    assert_eq!((loaded.events.len(), loaded.operations.len(), loaded.vms.len()), (21, 1, 1));
 }

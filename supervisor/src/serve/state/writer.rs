@@ -1,12 +1,15 @@
-//! The two threads behind a [`super::Store`]: one owns the database and makes each change as soon as it comes, the other one
-//! has the disk catch up.
+//! The two threads behind a [`super::Store`]: one owns the database and makes the changes, the other one has the disk catch
+//! up.
 //!
-//! A change is in the kernel's hands when the first has made it: a killed supervisor loses nothing of it. The second then
-//! syncs the log that the change is in, so that a host that goes down loses no more than the last moment. Nobody waits for a
-//! sync, not even the next change; but once in a while, when there is nothing else to do, the log is emptied into the
-//! database, and that does sync.
+//! A row is written as soon as it comes, and with it all that waits. What only tells of what was (an event, an operation)
+//! waits for the next row, or for [`LATER`]: a transaction costs as much as a good part of a VM's start.
 //!
-//! Both threads wait on a futex while there is nothing to do.
+//! A change is in the kernel's hands when the first thread has made it: a killed supervisor loses nothing of it. The second
+//! then syncs the log that the change is in, [`SYNC_LATER`] after the first that is not synced, so that a host that goes down
+//! loses no more than the last moment. Nobody waits for a sync, not even the next change; but once in a while, when there is
+//! nothing else to do, the log is emptied into the database, and that does sync.
+//!
+//! Both threads wait on a futex while there is nothing to do, without a timeout.
 
 use super::StateError;
 use super::pending::Pending;
@@ -18,10 +21,15 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 
 /// How large the log may be before it is emptied into the database in a quiet moment, bytes.
 const LOG_MAX: i64 = 2 << 20;
+/// How long what only tells of what was may wait to be written.
+const LATER: Duration = Duration::from_millis(50);
+/// How long what is written may wait to be synced.
+const SYNC_LATER: Duration = Duration::from_millis(100);
 
 /// A database and what its thread needs to know of it.
 #[derive(Debug)]
@@ -119,8 +127,10 @@ type Waiter = oneshot::Sender<Result<(), StateError>>;
 struct Queue {
     pending: Pending,
     waiters: Vec<Waiter>,
-    /// Something came since the writer last looked. What could not be written waits for it, too.
+    /// Something came since the writer last looked that is to be written now. What could not be written waits for it, too.
     fresh: bool,
+    /// When what may wait has waited enough.
+    due: Option<Instant>,
     stop: bool,
     /// Until the first write, which makes the thread.
     idle: Option<Box<Writer>>,
@@ -130,6 +140,8 @@ struct Queue {
 #[derive(Debug, Default)]
 struct Syncing {
     committed: u64,
+    /// Somebody waits for it.
+    hurry: bool,
     stop: bool,
 }
 
@@ -145,6 +157,7 @@ impl Shared {
             pending: Pending::default(),
             waiters: Vec::new(),
             fresh: false,
+            due: None,
             stop: false,
             idle: Some(Box::new(writer)),
             thread: None,
@@ -161,19 +174,38 @@ impl Shared {
         })
     }
 
-    /// Queues changes, and says where to hear what became of them; begins the thread where there is none yet.
+    /// Queues changes to be written at once, and says where to hear what became of them; begins the thread where there is none
+    /// yet.
     pub fn write(self: &Arc<Self>, changes: Vec<super::Change>) -> oneshot::Receiver<Result<(), StateError>> {
         let (waiter, outcome) = oneshot::channel();
+        self.add(changes, |queue| {
+            queue.waiters.push(waiter);
+            !std::mem::replace(&mut queue.fresh, true)
+        });
+        outcome
+    }
+
+    /// Queues a change that may wait for others.
+    pub fn queue(self: &Arc<Self>, change: super::Change) {
+        self.add(vec![change], |queue| {
+            let first = !queue.fresh && queue.due.is_none();
+            queue.due.get_or_insert_with(|| Instant::now() + LATER);
+            first
+        });
+    }
+
+    /// Queues changes, and wakes the thread where `news` says that it has to know.
+    fn add(self: &Arc<Self>, changes: Vec<super::Change>, news: impl FnOnce(&mut Queue) -> bool) {
         let mut queue = locked(&self.queue);
         changes.into_iter().for_each(|change| queue.pending.add(change));
-        queue.waiters.push(waiter);
-        queue.fresh = true;
+        let news = news(&mut queue);
         if let Some(writer) = queue.idle.take() {
             self.begin(&mut queue, writer);
         }
         drop(queue);
-        self.wake_writer.notify_one();
-        outcome
+        if news {
+            self.wake_writer.notify_one();
+        }
     }
 
     fn begin(self: &Arc<Self>, queue: &mut Queue, writer: Box<Writer>) {
@@ -232,20 +264,26 @@ impl Shared {
 
     /// Waits for changes and takes all that there are; none once the store is closed.
     fn next(&self) -> Option<(Pending, Vec<Waiter>)> {
-        let waits = |queue: &mut Queue| !queue.fresh && !queue.stop;
-        let queue = self.wake_writer.wait_while(locked(&self.queue), waits);
+        let nothing = |queue: &mut Queue| !queue.fresh && !queue.stop && queue.due.is_none();
+        let queue = self.wake_writer.wait_while(locked(&self.queue), nothing);
         let mut queue = queue.unwrap_or_else(PoisonError::into_inner);
-        if !std::mem::take(&mut queue.fresh) {
-            return None;
+        if let Some(due) = queue.due {
+            let waits = |queue: &mut Queue| !queue.fresh && !queue.stop;
+            let left = due.saturating_duration_since(Instant::now());
+            queue = self.wake_writer.wait_timeout_while(queue, left, waits).unwrap_or_else(PoisonError::into_inner).0;
         }
-        Some((std::mem::take(&mut queue.pending), std::mem::take(&mut queue.waiters)))
+        let (fresh, due) = (std::mem::take(&mut queue.fresh), queue.due.take());
+        (fresh || due.is_some()).then(|| (std::mem::take(&mut queue.pending), std::mem::take(&mut queue.waiters)))
     }
 
     fn committed(&self, synced_later: bool) {
         let mut syncing = locked(&self.syncing);
         syncing.committed += 1;
         if synced_later {
-            self.wake_syncer.notify_one();
+            // It waits for more once it knows of one.
+            if syncing.committed == *self.synced.borrow() + 1 {
+                self.wake_syncer.notify_one();
+            }
         } else {
             self.synced.send_replace(syncing.committed);
         }
@@ -255,9 +293,15 @@ impl Shared {
     fn sync(&self, log: &File) {
         loop {
             let done = *self.synced.borrow();
-            let waits = |syncing: &mut Syncing| syncing.committed == done && !syncing.stop;
-            let syncing = self.wake_syncer.wait_while(locked(&self.syncing), waits);
-            let goal = syncing.unwrap_or_else(PoisonError::into_inner).committed;
+            let nothing = |syncing: &mut Syncing| syncing.committed == done && !syncing.stop;
+            let syncing = self.wake_syncer.wait_while(locked(&self.syncing), nothing);
+            let syncing = syncing.unwrap_or_else(PoisonError::into_inner);
+            let waits = |syncing: &mut Syncing| !syncing.hurry && !syncing.stop;
+            let syncing = self.wake_syncer.wait_timeout_while(syncing, SYNC_LATER, waits);
+            let mut syncing = syncing.unwrap_or_else(PoisonError::into_inner).0;
+            syncing.hurry = false;
+            let goal = syncing.committed;
+            drop(syncing);
             if goal == done {
                 return;
             }
@@ -296,8 +340,18 @@ impl Shared {
             return;
         }
         let _ = self.write(Vec::new()).await;
-        let goal = locked(&self.syncing).committed;
+        let mut syncing = locked(&self.syncing);
+        let goal = syncing.committed;
+        syncing.hurry = goal != *self.synced.borrow();
+        drop(syncing);
+        self.wake_syncer.notify_one();
         let _ = self.synced.subscribe().wait_for(|synced| *synced >= goal).await;
+    }
+
+    /// How many commits there were.
+    #[cfg(test)]
+    pub fn commits(&self) -> u64 {
+        locked(&self.syncing).committed
     }
 
     /// How many commits are not synced.
