@@ -5,11 +5,12 @@
 //! at any time; what concerns ports (`isolated`, `mtu`) holds for new ones. A network that is left out while it has
 //! leases is *retired*: they go on as they are until their VMs end.
 
-use crate::names::Accounts;
+use crate::names;
 use crate::network::Network;
 use crate::ops::IfName;
 use crate::permit::Who;
 use crate::places::Place;
+use ipc::peer::Accounts;
 use netd_api::{DNS_MAX, NETWORK_NAME_MAX, NETWORKS_MAX};
 use serde::Deserialize;
 use std::net::Ipv4Addr;
@@ -130,7 +131,7 @@ pub fn read(place: &Place, etc: &Place, owner: u32) -> Result<Vec<Network>, Erro
     if ![0, owner].contains(&stat.st_uid) || stat.st_mode & 0o022 != 0 {
         return Err(Error::Untrusted(file));
     }
-    let accounts = Accounts::read(etc)
+    let accounts = names::read(etc)
         .map_err(|source| Error::Read { file: "/etc/passwd, /etc/group, /etc/subuid".into(), source })?;
     parse(&text, &accounts).map_err(|(line, reason)| Error::Wrong { file, line, reason })
 }

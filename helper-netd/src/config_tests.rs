@@ -6,7 +6,7 @@ use crate::testing::network;
 const HEAD: &str = "[[network]]\nname = \"default\"\nbridge = \"vmsup0\"\nsubnet = \"10.77.0.1/24\"\n";
 
 fn accounts() -> Accounts {
-    Accounts::of("root:x:0:0::/:\nalice:x:1000:1000::/:\n", "vmsup:x:500:\n")
+    Accounts::of("root:x:0:0::/:\nalice:x:1000:1000::/:\n", "vmsup:x:500:\n", "")
 }
 
 fn read(text: &str) -> Result<Vec<Network>, (usize, String)> {

@@ -9,37 +9,9 @@
 
 use crate::leases::Book;
 use crate::network::Network;
+pub use ipc::peer::{Peer as Caller, Who};
 use netd_api::{Refusal, Request};
 use std::rc::Rc;
-
-/// Who asks: what the kernel says of the socket's peer, at the time it connected.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Caller {
-    /// Its uid.
-    pub uid: u32,
-    /// All of its groups.
-    pub groups: Vec<u32>,
-}
-
-/// Users and groups who may.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Who {
-    /// Uids.
-    pub users: Vec<u32>,
-    /// Gids.
-    pub groups: Vec<u32>,
-    /// Subordinate uids, first and last: who has them is them all in a user namespace of his own, and keeps his groups
-    /// there. Were they members, too, he had each quota many thousand times.
-    pub subordinate: Vec<(u32, u32)>,
-}
-
-impl Who {
-    /// Is the caller one of them?
-    pub fn includes(&self, caller: &Caller) -> bool {
-        let somebody = !self.subordinate.iter().any(|(first, last)| (first..=last).contains(&&caller.uid));
-        self.users.contains(&caller.uid) || somebody && self.groups.iter().any(|g| caller.groups.contains(g))
-    }
-}
 
 /// What a request needs. Every message of the protocol stands here.
 enum Need<'a> {
@@ -111,22 +83,5 @@ mod tests {
         ] {
             assert_eq!(permit(request, caller, &networks, &book), answer, "{request:?} by {}", caller.uid);
         }
-    }
-
-    #[test]
-    fn a_gid_is_no_uid() {
-        let who = Who { users: vec![50], groups: vec![1000], ..Who::default() };
-        assert!(!who.includes(&Caller { uid: 1000, groups: vec![50] }));
-    }
-
-    #[test]
-    fn a_subordinate_uid_is_a_member_of_no_group_and_may_what_it_may_by_number() {
-        let who = Who { users: vec![100_007], groups: vec![50], subordinate: vec![(100_000, 165_535), (7, 7)] };
-        for (uid, member) in [(1000, true), (99_999, true), (100_000, false), (100_007, true), (165_535, false)] {
-            assert_eq!(who.includes(&Caller { uid, groups: vec![50] }), member, "{uid}");
-        }
-        assert!(
-            !who.includes(&Caller { uid: 7, groups: vec![50] }) && who.includes(&Caller { uid: 8, groups: vec![50] })
-        );
     }
 }

@@ -8,7 +8,6 @@ use crate::log;
 use crate::netd::Netd;
 use crate::ops::Ops;
 use crate::permit::Caller;
-use crate::sys;
 use ipc::Channel;
 use netd_api::{NAME, Reply, Request, VERSION};
 use rustix::event::{Timespec, epoll};
@@ -89,17 +88,6 @@ pub struct Server<O> {
     resting: Option<Instant>,
     /// How many connections of each uid ended for nonsense.
     offences: BTreeMap<u32, u64>,
-}
-
-/// The peer as the kernel tells it: uid and gid by SO_PEERCRED, the other groups by SO_PEERGROUPS.
-///
-/// # Errors
-/// What `getsockopt(2)` says.
-pub fn peer_of(socket: BorrowedFd<'_>) -> io::Result<Caller> {
-    let (uid, gid) = sys::peer_ids(socket)?;
-    let mut groups = sys::peer_groups(socket)?;
-    groups.push(gid);
-    Ok(Caller { uid, groups })
 }
 
 impl<O: Ops> Server<O> {

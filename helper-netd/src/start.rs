@@ -4,13 +4,14 @@ use crate::config;
 use crate::confine::{self, Open, confine};
 use crate::journal::{Journal, replay};
 use crate::log;
-use crate::names::Accounts;
+use crate::names;
 use crate::netd::Netd;
 use crate::network::Network;
 use crate::ops::{Kernel, Ops};
 use crate::options::{Action, Options, USAGE};
+use crate::permit::Caller;
 use crate::places::Place;
-use crate::serve::{Fds, Server, Wish, peer_of};
+use crate::serve::{Fds, Server, Wish};
 use crate::sys;
 use rustix::event::epoll;
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -104,7 +105,7 @@ fn open(options: &Options) -> Result<Opened, Error> {
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let user = match (uid, options.action) {
         (0, Action::Serve) => {
-            let names = Accounts::read(&accounts).map_err(failed("/etc/passwd"))?;
+            let names = names::read(&accounts).map_err(failed("/etc/passwd"))?;
             let user = names.user_or_number(&options.user).ok_or_else(|| Error::NoUser(options.user.clone()))?;
             if user.0 == 0 {
                 return Err(Error::Root(options.user.clone()));
@@ -158,7 +159,7 @@ fn serve(options: &Options) -> Result<(), Error> {
     let mut netd = Netd::start(kernel, opened.networks, journal, replay, opened.own)?;
     // The pools before the first request, so that it finds a warm TAP and bridges that carry frames.
     while netd.refill(Instant::now()) {}
-    let mut server = Server::new(netd, fds, peer_of).map_err(failed("epoll"))?;
+    let mut server = Server::new(netd, fds, |socket| Caller::of(socket)).map_err(failed("epoll"))?;
     log!("serving {}", options.socket.display());
     if let Some(manager) = notify {
         let _ = rustix::io::write(manager, b"READY=1");

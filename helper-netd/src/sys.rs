@@ -1,10 +1,7 @@
-//! System calls without a safe wrapper: TUN ioctls, two socket options, signalfd. The only unsafe of the crate.
+//! System calls without a safe wrapper: TUN ioctls, a few socket options, signalfd. The only unsafe of the crate.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-
-/// The most groups that a peer's list is read for; the kernel's own limit (NGROUPS_MAX).
-const GROUPS_MAX: usize = 65536;
 
 /// Closes every fd but standard input, output and error: whatever a starter left open is none of netd's. To be called first.
 pub fn close_inherited() -> io::Result<()> {
@@ -50,62 +47,6 @@ pub fn tun_set(tun: impl AsFd, option: TunOption) -> io::Result<()> {
 pub fn tun_set_header_size(tun: impl AsFd, bytes: i32) -> io::Result<()> {
     // SAFETY: the call reads one int, and `bytes` is one that outlives it.
     check(unsafe { libc::ioctl(tun.as_fd().as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const bytes) })
-}
-
-/// `SO_PEERCRED`: uid and gid of a Unix socket's peer, as they were when it connected. Not by rustix 1.1, whose type has no
-/// room for the pid 0 of a peer in another pid namespace, a host's to a netd in a container.
-///
-/// # Errors
-/// It is no Unix socket.
-pub fn peer_ids(socket: impl AsFd) -> io::Result<(u32, u32)> {
-    let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
-    let mut bytes = size_of_val(&peer) as libc::socklen_t;
-    // SAFETY: the kernel writes at most `bytes` bytes, which is the size of `peer`, and any bit pattern is a valid ucred.
-    check(unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PEERCRED,
-            (&raw mut peer).cast(),
-            &raw mut bytes,
-        )
-    })?;
-    // To a socket that is connected to nobody the kernel says the same.
-    if peer.uid == u32::MAX { Err(io::Error::from_raw_os_error(libc::ENOTCONN)) } else { Ok((peer.uid, peer.gid)) }
-}
-
-/// `SO_PEERGROUPS`: the supplementary groups of a Unix socket's peer, as they were when it connected.
-///
-/// # Errors
-/// `ERANGE` where there are more than the kernel allows a process to have.
-pub fn peer_groups(socket: impl AsFd) -> io::Result<Vec<u32>> {
-    let mut groups = vec![0u32; 64];
-    loop {
-        let mut bytes = (groups.len() * size_of::<u32>()) as libc::socklen_t;
-        // SAFETY: the kernel writes at most `bytes` bytes, which is the size of the vector's initialised elements, and
-        // any bit pattern is a valid u32.
-        let result = check(unsafe {
-            libc::getsockopt(
-                socket.as_fd().as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_PEERGROUPS,
-                groups.as_mut_ptr().cast(),
-                &raw mut bytes,
-            )
-        });
-        let count = bytes as usize / size_of::<u32>();
-        match result {
-            // Too many for the buffer: `bytes` says how many there are, and they never become more.
-            Err(e) if e.raw_os_error() == Some(libc::ERANGE) && (groups.len()..=GROUPS_MAX).contains(&count) => {
-                groups.resize(count + 1, 0);
-            }
-            result => {
-                result?;
-                groups.truncate(count);
-                return Ok(groups);
-            }
-        }
-    }
 }
 
 /// Refuses fds already where they are sent, also to what is accepted from a listening Unix socket (`SO_PASSRIGHTS`, Linux
@@ -225,45 +166,6 @@ pub mod testing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::process::Gid;
-    use std::os::unix::net::UnixStream;
-
-    #[test]
-    fn all_groups_of_a_peer_are_told_however_many() {
-        if !rustix::process::geteuid().is_root() {
-            return println!("SKIPPED all_groups_of_a_peer_are_told_however_many: not root");
-        }
-        // On a thread of its own: groups are the thread's.
-        std::thread::spawn(|| {
-            for count in [0u32, 1, 63, 64, 65, 1000] {
-                let groups: Vec<Gid> = (0..count).map(|n| Gid::from_raw(5000 + n)).collect();
-                rustix::thread::set_thread_groups(&groups).unwrap();
-                let (_ours, theirs) = UnixStream::pair().unwrap();
-                assert_eq!(peer_groups(&theirs).unwrap(), (5000..5000 + count).collect::<Vec<_>>(), "{count}");
-            }
-        })
-        .join()
-        .unwrap();
-    }
-
-    #[test]
-    fn the_ids_of_a_peer_are_told_whatever_its_pid_and_of_nobody_are_an_error() {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        assert_eq!(peer_ids(&ours).unwrap(), own);
-        drop(theirs);
-        assert_eq!(peer_ids(&ours).unwrap(), own, "also of one that is gone");
-        let alone = std::os::unix::net::UnixDatagram::unbound().unwrap();
-        assert_eq!(peer_ids(&alone).unwrap_err().raw_os_error(), Some(libc::ENOTCONN));
-        assert!(peer_ids(std::fs::File::open("/dev/null").unwrap()).is_err());
-    }
-
-    #[test]
-    fn the_groups_of_what_is_no_unix_socket_are_an_error() {
-        let tcp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        assert!(peer_groups(&tcp).is_err());
-        assert!(peer_groups(std::fs::File::open("/dev/null").unwrap()).is_err());
-    }
 
     #[test]
     fn a_blocked_signal_makes_its_fd_readable_and_an_unknown_one_is_refused() {

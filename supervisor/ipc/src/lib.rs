@@ -1,22 +1,24 @@
 //! The one way in which vmsup's processes talk: a `SOCK_SEQPACKET` Unix socket that carries one typed frame a packet,
 //! with the fds that the frame declares and no others.
 //!
-//! Unsafe: none. rustix turns received numbers into owned fds, also those of a truncated message, where nix returns an
-//! error and leaks them (the lesson of CVE-2020-12049).
+//! Unsafe: `fds.rs` only, for two socket options. rustix turns received numbers into owned fds, also those of a truncated
+//! message, where nix returns an error and leaks them (the lesson of CVE-2020-12049).
 //!
 //! - The direction is in the type: the peer of a [`Channel<S, R>`] is a `Channel<R, S>`.
 //! - [`codec`] alone knows the encoding. A frame is bounded before anything is allocated for it.
 //! - A frame with another number of fds than its message declares, a truncated one, and one with bytes left over are
 //!   errors after which the caller drops the channel; the fds that came with it are closed by then.
+//! - [`peer`] says who is at the other end of a socket, and whom a configuration means by a name.
 //! - [`Channel::handshake`] opens each connection: binaries of two releases refuse each other with a sentence.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod channel;
 pub mod codec;
 mod fds;
+pub mod peer;
 
 pub use channel::{Channel, Message, Pair, Protocol};
-pub use fds::MAX_FDS;
+pub use fds::{MAX_FDS, peer_groups, peer_ids};
 
 /// Why a frame could not be sent or was not accepted.
 #[derive(Debug, thiserror::Error)]

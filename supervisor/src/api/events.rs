@@ -21,7 +21,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::{SystemTime, UNIX_EPOCH};
-use tokio::sync::OwnedSemaphorePermit;
 
 /// The most events that are put into one piece.
 const PIECE: usize = 16;
@@ -68,7 +67,7 @@ struct Lines {
     caller: Caller,
     place: Place,
     query: EventsQuery,
-    _waits: Option<OwnedSemaphorePermit>,
+    _waits: Option<super::listen::Waits>,
 }
 
 impl Lines {
@@ -97,7 +96,7 @@ impl Lines {
     }
 
     fn shows(&self, event: &Event) -> bool {
-        let seen = event.owner.is_none_or(|owner| self.caller.sees(owner, &self.context));
+        let seen = event.owner.is_none_or(|owner| self.caller.sees(owner));
         let about = |vm: &String| event.vm.as_ref() == Some(vm) || event.id.as_ref() == Some(vm);
         seen && (event.kind == EventKind::Lost || self.query.vm.as_ref().is_none_or(about))
     }

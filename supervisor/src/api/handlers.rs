@@ -46,7 +46,7 @@ pub async fn version(State(context): Shared) -> Json<VersionInfo> {
 /// All VMs, by name.
 #[utoipa::path(get, path = "/v1/vms", responses((status = 200, body = Vec<VmSummary>)))]
 pub async fn list(State(context): Shared, Extension(caller): Extension<Caller>) -> Json<Vec<VmSummary>> {
-    Json(context.registry.list_for(caller.who(context.host.uid)).iter().map(|vm| vm.summary()).collect())
+    Json(context.registry.list_for(caller.who()).iter().map(|vm| vm.summary()).collect())
 }
 
 /// One VM in full.
@@ -116,7 +116,7 @@ pub async fn no_such_method() -> Refusal {
 
 /// The caller's VM of this name or id.
 pub(super) fn find(context: &Arc<Context>, caller: &Caller, key: &str) -> Answer<Hold> {
-    Hold::find(context, caller.who(context.host.uid), key).ok_or_else(|| Refusal::no_vm(key))
+    Hold::find(context, caller.who(), key).ok_or_else(|| Refusal::no_vm(key))
 }
 
 /// A JSON body: bounded in size and time, nothing unknown in it.

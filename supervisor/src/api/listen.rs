@@ -1,15 +1,23 @@
 //! Connections: who may, how many, for how long.
+//!
+//! Who is at the other end is what the kernel says. What they may is asked anew for each request, and a connection of
+//! somebody whose rights have changed is closed: the configuration may be read again at any time.
 
 use super::error::Refusal;
+use super::shares::{Share, Shares, Wait};
 use super::types::ErrorCode;
 use crate::serve::Context;
 use crate::serve::registry::Who;
+use crate::serve::tenants::{Limit, Tenants};
 use axum::response::IntoResponse;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use std::sync::Arc;
+use ipc::peer::Peer;
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -20,41 +28,71 @@ const HEAD_TIME: Duration = Duration::from_secs(10);
 const HEAD_MAX: usize = 16 << 10;
 /// How long nothing is accepted after the host ran out of something.
 pub(super) const BACK_OFF: Duration = Duration::from_millis(100);
+/// How many of those who are refused are told so at a time; the budget of files knows of them. The others are hung up on.
+pub const REFUSALS: usize = 8;
+/// How long one of them may take to hear it.
+const REFUSAL_TIME: Duration = Duration::from_secs(2);
+/// How many users the log names who were turned away.
+const STRANGERS: usize = 256;
 
 /// Who is at the other end of a connection.
 #[derive(Debug, Clone)]
 pub struct Caller {
-    /// Uid, as the kernel says.
-    pub uid: u32,
+    peer: Arc<Peer>,
+    who: Who,
     /// The place among the connections; given back when the last copy goes.
     _place: Arc<OwnedSemaphorePermit>,
+    /// A tenant's among those of all tenants.
+    share: Option<Arc<Share>>,
     /// The places of those who wait.
     waiting: Arc<Semaphore>,
 }
 
+/// A place among those whose answers come when something happens.
+#[derive(Debug)]
+pub struct Waits {
+    _place: OwnedSemaphorePermit,
+    _share: Option<Wait>,
+}
+
 impl Caller {
-    /// Whether what belongs to `owner` is this caller's business: their own, and all of it to root and to the supervisor's own
-    /// user, who could read it anyway.
-    pub fn sees(&self, owner: u32, context: &Context) -> bool {
-        self.uid == owner || may(self.uid, context.host.uid)
+    /// Uid, as the kernel says.
+    pub fn uid(&self) -> u32 {
+        self.peer.uid
+    }
+
+    /// Whose VMs they see.
+    pub fn who(&self) -> Who {
+        self.who
+    }
+
+    /// Whether what belongs to `owner` is this caller's business.
+    pub fn sees(&self, owner: u32) -> bool {
+        self.who.sees(owner)
+    }
+
+    /// What they are held to.
+    pub fn limit(&self, context: &Context) -> Limit {
+        context.tenants.limit(&self.peer)
     }
 
     /// A place among those whose answers come when something happens.
     ///
     /// # Errors
     /// All of them are taken; the other connections are for who gets an answer at once.
-    pub fn waits(&self) -> Result<OwnedSemaphorePermit, Refusal> {
-        self.waiting.clone().try_acquire_owned().map_err(|_| {
-            let message = "too many clients follow events or wait for operations already; end some of them";
+    pub fn waits(&self) -> Result<Waits, Refusal> {
+        let full = |whose: &str| {
+            let message = format!("{whose} follow events or wait for operations already; end some of them");
             Refusal::new(ErrorCode::Unavailable, message)
-        })
+        };
+        let own = self.share.as_ref().map(|share| share.wait().ok_or_else(|| full("too many of your clients")));
+        let place = self.waiting.clone().try_acquire_owned().map_err(|_| full("too many clients"))?;
+        Ok(Waits { _place: place, _share: own.transpose()? })
     }
-}
 
-impl Caller {
-    /// Whose VMs they see: their own; all of them where they are root, or whom the supervisor (of uid `own`) belongs to.
-    pub fn who(&self, own: u32) -> Who {
-        Who { uid: self.uid, all: self.uid == 0 || self.uid == own }
+    /// Waits until they may no longer what they may now.
+    pub async fn until_denied(&self, tenants: &Tenants) {
+        tenants.until_other_than(&self.peer, self.who).await;
     }
 }
 
@@ -65,19 +103,66 @@ pub struct Connections {
     count: usize,
     /// Half of them.
     waiting: Arc<Semaphore>,
+    /// What tenants may have of them.
+    shares: Arc<Shares>,
+    refusals: Arc<Semaphore>,
+    strangers: Arc<Mutex<BTreeSet<u32>>>,
 }
 
 impl Connections {
     /// `count` places.
     pub fn new(count: usize) -> Connections {
-        let half = Arc::new(Semaphore::new(count.div_ceil(2)));
-        Connections { places: Arc::new(Semaphore::new(count)), count, waiting: half }
+        Connections {
+            places: Arc::new(Semaphore::new(count)),
+            count,
+            waiting: Arc::new(Semaphore::new(count.div_ceil(2))),
+            shares: Shares::of(count),
+            refusals: Arc::new(Semaphore::new(REFUSALS)),
+            strangers: Arc::default(),
+        }
     }
 
     /// Waits until no connection is left.
     pub async fn all_closed(&self) {
         let _ = self.places.acquire_many(u32::try_from(self.count).unwrap_or(u32::MAX)).await;
     }
+
+    /// Who is at the other end of `stream`, where they may and there is room for them.
+    fn admit(&self, stream: &UnixStream, tenants: &Tenants, place: OwnedSemaphorePermit) -> io::Result<Admission> {
+        let peer = Peer::of(stream)?;
+        let Some(who) = tenants.standing(&peer) else { return Ok(Admission::Stranger(peer.uid)) };
+        // Who sees everything is nobody's competitor.
+        let share = if who.all { None } else { self.shares.enter(who.uid).map(Arc::new) };
+        if !who.all && share.is_none() {
+            return Ok(Admission::TooMany);
+        }
+        let (peer, waiting) = (Arc::new(peer), self.waiting.clone());
+        Ok(Admission::Caller(Caller { peer, who, _place: Arc::new(place), share, waiting }))
+    }
+
+    /// Says in the log who was turned away, each of them once: nobody is to fill it.
+    fn note(&self, uid: u32) {
+        let mut known = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() < STRANGERS && known.insert(uid) {
+            tracing::warn!(uid, "refused a connection of another user");
+        }
+    }
+
+    /// Answers one request with a sentence, where there is room for that, and hangs up.
+    fn refuse(&self, stream: UnixStream, refusal: fn() -> Refusal) {
+        let Ok(place) = self.refusals.clone().try_acquire_owned() else { return };
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(REFUSAL_TIME, answer_once(stream, refusal)).await;
+            drop(place);
+        });
+    }
+}
+
+/// What becomes of who connects.
+enum Admission {
+    Caller(Caller),
+    Stranger(u32),
+    TooMany,
 }
 
 /// Accepts connections for ever, also on a host that runs out of file descriptors now and then.
@@ -89,13 +174,15 @@ pub async fn accept(listener: UnixListener, context: Arc<Context>, connections: 
         match listener.accept().await {
             Ok((stream, _)) => {
                 exhausted = false;
-                match stream.peer_cred() {
-                    Ok(peer) if may(peer.uid(), context.host.uid) => {
-                        let waiting = connections.waiting.clone();
-                        let caller = Caller { uid: peer.uid(), _place: Arc::new(place), waiting };
-                        tokio::spawn(serve(stream, router.clone(), caller));
+                match connections.admit(&stream, &context.tenants, place) {
+                    Ok(Admission::Caller(caller)) => {
+                        drop(tokio::spawn(serve(stream, context.clone(), router.clone(), caller)));
                     }
-                    Ok(peer) => drop(tokio::spawn(refuse(stream, peer.uid(), place))),
+                    Ok(Admission::Stranger(uid)) => {
+                        connections.note(uid);
+                        connections.refuse(stream, if context.shared() { not_invited } else { not_yours });
+                    }
+                    Ok(Admission::TooMany) => connections.refuse(stream, too_many),
                     Err(error) => tracing::warn!(%error, "a connection without a peer"),
                 }
             }
@@ -110,9 +197,21 @@ pub async fn accept(listener: UnixListener, context: Arc<Context>, connections: 
     }
 }
 
-/// Who may: the supervisor's own user, and root, who may everything anyway.
-fn may(peer: u32, own: u32) -> bool {
-    peer == own || peer == 0
+fn not_yours() -> Refusal {
+    Refusal::new(ErrorCode::Forbidden, "this supervisor serves another user; start your own (vmsup serve)")
+}
+
+fn not_invited() -> Refusal {
+    let message = "you are not among the users of this supervisor; ask its administrator ([access] in its configuration), or use \
+                   your own (vmsup without --system and --socket)";
+    Refusal::new(ErrorCode::Forbidden, message)
+}
+
+fn too_many() -> Refusal {
+    Refusal::new(
+        ErrorCode::Unavailable,
+        "too many connections of yours are open already; end some of them, and try again",
+    )
 }
 
 /// A server's side of HTTP, with bounds.
@@ -122,26 +221,30 @@ pub(super) fn http() -> http1::Builder {
     builder
 }
 
-/// Serves one connection.
-async fn serve(stream: UnixStream, router: axum::Router, caller: Caller) {
-    let router = TowerToHyperService::new(router);
+/// Serves one connection, as long as its client's rights stay what they are.
+async fn serve(stream: UnixStream, context: Arc<Context>, router: axum::Router, caller: Caller) {
+    let (router, theirs) = (TowerToHyperService::new(router), caller.clone());
     // Not by a layer: each would make all routes anew.
     let service = service_fn(move |mut request| {
-        request.extensions_mut().insert(caller.clone());
+        request.extensions_mut().insert(theirs.clone());
         router.call(request)
     });
-    if let Err(error) = http().serve_connection(TokioIo::new(stream), service).with_upgrades().await {
+    let connection = http().serve_connection(TokioIo::new(stream), service).with_upgrades();
+    let ended = tokio::select! {
+        ended = connection => ended,
+        () = caller.until_denied(&context.tenants) => {
+            tracing::info!(uid = caller.uid(), "a client's rights have changed; it is hung up on");
+            return;
+        }
+    };
+    if let Err(error) = ended {
         tracing::debug!(%error, "a connection ended badly");
     }
 }
 
-/// Answers one request of somebody else with a sentence.
-async fn refuse(stream: UnixStream, uid: u32, _place: OwnedSemaphorePermit) {
-    tracing::warn!(uid, "refused a connection of another user");
-    let answer = service_fn(|_| async {
-        let message = "this supervisor serves another user; start your own (vmsup serve)";
-        Ok::<_, std::convert::Infallible>(Refusal::new(ErrorCode::Forbidden, message).into_response())
-    });
+/// Answers one request of somebody who gets nothing else.
+async fn answer_once(stream: UnixStream, refusal: fn() -> Refusal) {
+    let answer = service_fn(move |_| async move { Ok::<_, std::convert::Infallible>(refusal().into_response()) });
     let _ = http().keep_alive(false).serve_connection(TokioIo::new(stream), answer).await;
 }
 
@@ -150,34 +253,29 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    #[test]
-    fn the_supervisors_user_and_root_may_and_nobody_else() {
-        assert!(may(1000, 1000) && may(0, 1000) && may(0, 0));
-        assert!(!may(1001, 1000) && !may(1000, 0));
-    }
-
-    #[tokio::test]
-    async fn a_caller_sees_their_own_and_the_supervisors_user_sees_all() {
-        let bench = crate::serve::testing::Bench::new();
-        let own = bench.context.host.uid;
-        let caller = async |uid| {
-            let place = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
-            Caller { uid, _place: Arc::new(place), waiting: Arc::new(Semaphore::new(1)) }
-        };
-        let (tenant, other) = (own + 77, own + 78);
-        assert!(caller(tenant).await.sees(tenant, &bench.context));
-        assert!(!caller(tenant).await.sees(other, &bench.context) && !caller(tenant).await.sees(own, &bench.context));
-        assert!(caller(own).await.sees(tenant, &bench.context) && caller(0).await.sees(tenant, &bench.context));
-    }
-
     #[tokio::test]
     async fn another_user_gets_a_sentence_and_no_second_request() {
         let (mut client, server) = UnixStream::pair().unwrap();
-        let place = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
-        tokio::spawn(refuse(server, 1001, place));
+        Connections::new(8).refuse(server, not_yours);
         client.write_all(b"GET /v1/vms HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
         let mut answer = String::new();
         client.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("forbidden"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn strangers_who_say_nothing_take_no_place_from_anybody() {
+        let connections = Connections::new(2);
+        let mut strangers = Vec::new();
+        for _ in 0..4 * REFUSALS {
+            let (client, server) = UnixStream::pair().unwrap();
+            connections.refuse(server, not_invited);
+            strangers.push(client);
+        }
+        assert_eq!(connections.places.available_permits(), 2);
+        // Those for whom there is no room for a sentence are hung up on at once, the others soon.
+        for mut stranger in strangers {
+            assert_eq!(stranger.read(&mut [0; 64]).await.unwrap_or(0), 0);
+        }
     }
 }

@@ -30,7 +30,7 @@ pub async fn vm_stats(
 /// The same of all VMs, by name.
 #[utoipa::path(get, path = "/v1/stats", responses((status = 200, body = Vec<VmStats>)))]
 pub async fn stats(State(context): Shared, Extension(caller): Extension<Caller>) -> Json<Vec<VmStats>> {
-    let vms = context.registry.list_for(caller.who(context.host.uid));
+    let vms = context.registry.list_for(caller.who());
     let samples = metrics::collect(&context, vms).await;
     Json(samples.into_iter().map(|(_, stats)| stats).collect())
 }
@@ -41,7 +41,7 @@ pub async fn stats(State(context): Shared, Extension(caller): Extension<Caller>)
 ))]
 pub async fn prometheus(State(context): Shared, caller: Option<Extension<Caller>>) -> Response {
     let vms = match caller {
-        Some(Extension(caller)) => context.registry.list_for(caller.who(context.host.uid)),
+        Some(Extension(caller)) => context.registry.list_for(caller.who()),
         // Over the loopback listener, which knows no callers and says so where it is asked for.
         None => context.registry.list(),
     };

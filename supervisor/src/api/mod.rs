@@ -1,6 +1,7 @@
 //! The API: HTTP/JSON on a Unix socket.
 //!
-//! Spoken to by clients with the supervisor's uid (or root), whom [`listen`] checks by SO_PEERCRED. Bodies, heads,
+//! Spoken to by clients with the supervisor's uid, by root, and by whom its configuration names, whom [`listen`] knows by what
+//! the kernel says of a socket's peer. Each sees their own VMs, and of others not that they are there. Bodies, heads,
 //! times and connections are bounded; a body is parsed by serde with unknown fields refused, and what it says is
 //! checked again although the CLI has checked it.
 
@@ -19,6 +20,7 @@ pub(crate) mod nets;
 pub(crate) mod openapi;
 pub(crate) mod operate;
 pub(crate) mod ops;
+mod shares;
 pub mod types;
 pub(crate) mod vms;
 

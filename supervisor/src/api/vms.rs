@@ -41,9 +41,9 @@ pub async fn create(
     let request: CreateRequest = json(request).await?;
     tasks::admit(&context, &request.spec)?;
     check_source(request.source.as_deref())?;
-    let op = tasks::begin(&context, OperationKind::Create, &request.spec.name, caller.uid);
+    let op = tasks::begin(&context, OperationKind::Create, &request.spec.name, caller.uid());
     let work = {
-        let (context, owner) = (context.clone(), caller.uid);
+        let (context, owner) = (context.clone(), caller.uid());
         move |op| async move { Ok(tasks::create(&context, request, owner, op).await?.info()) }
     };
     Ok(operate(&context, wait, StatusCode::CREATED, op, work).await)
@@ -77,7 +77,7 @@ pub async fn update(
         let message = format!("a VM keeps its name; this one is {name}");
         return Err(ApiError { code: ErrorCode::Invalid, message, field: Some("name".into()) }.into());
     }
-    let op = tasks::begin(&context, OperationKind::Update, name, caller.uid);
+    let op = tasks::begin(&context, OperationKind::Update, name, caller.uid());
     let work = {
         let context = context.clone();
         move |op| async move {
@@ -104,7 +104,7 @@ pub async fn remove(
 ) -> Answer<Response> {
     let wait = waits(query)?;
     let hold = find(&context, &caller, &key)?;
-    let op = tasks::begin(&context, OperationKind::Remove, hold.vm.name(), caller.uid);
+    let op = tasks::begin(&context, OperationKind::Remove, hold.vm.name(), caller.uid());
     let work = {
         let context = context.clone();
         move |op| async move { tasks::remove(&context, &hold.vm, op).await }
@@ -131,7 +131,7 @@ pub async fn start(
     let hold = find(&context, &caller, &key)?;
     // The host may have changed since its file was taken.
     tasks::admit(&context, &hold.vm.intent().spec)?;
-    let op = tasks::begin(&context, OperationKind::Start, hold.vm.name(), caller.uid);
+    let op = tasks::begin(&context, OperationKind::Start, hold.vm.name(), caller.uid());
     let work = {
         let context = context.clone();
         move |op| async move {
@@ -161,7 +161,7 @@ pub async fn stop(
     let hold = find(&context, &caller, &key)?;
     let StopRequest { deadline_s } = json(request).await?;
     let patience = Duration::from_secs(deadline_s.min(STOP_MAX).into());
-    let op = tasks::begin(&context, OperationKind::Stop, hold.vm.name(), caller.uid);
+    let op = tasks::begin(&context, OperationKind::Stop, hold.vm.name(), caller.uid());
     let work = move |op| async move {
         tasks::stop(&hold, patience, op).await?;
         Ok(heard(&hold))
@@ -184,7 +184,7 @@ pub async fn kill(
 ) -> Answer<Response> {
     let wait = waits(query)?;
     let hold = find(&context, &caller, &key)?;
-    let op = tasks::begin(&context, OperationKind::Stop, hold.vm.name(), caller.uid);
+    let op = tasks::begin(&context, OperationKind::Stop, hold.vm.name(), caller.uid());
     let work = move |op| async move {
         tasks::kill(&hold, op).await?;
         Ok(heard(&hold))

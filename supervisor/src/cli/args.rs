@@ -450,6 +450,10 @@ pub struct Serve {
     /// given, $XDG_STATE_HOME/vmsup or ~/.local/state/vmsup.
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub state_dir: Option<PathBuf>,
+    /// Serve the users whom this file names (TOML), not only your own: each sees their own VMs, and gets what the file allows.
+    /// No file of theirs is opened by its path then. SIGHUP reads it again; a file that is wrong changes nothing.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
     /// How many warm workers wait for VMs. Each starts a VM faster by a millisecond or two and costs about 1 MiB.
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = workers)]
     pub pool: u32,

@@ -1,7 +1,7 @@
 //! `vmsup serve`: from the command line to the supervisor's own options.
 
 use super::args::Serve;
-use super::failure::{ALREADY_SERVED, FAILED, Failure};
+use super::failure::{ALREADY_SERVED, BAD_INPUT, FAILED, Failure};
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use vmsup::serve::{ServeError, ServeOptions, serve as serve_until_told};
@@ -11,6 +11,7 @@ pub fn serve(socket: Option<PathBuf>, args: Serve) -> Result<(), Failure> {
     let Serve {
         runtime_dir,
         state_dir,
+        config,
         pool,
         jailer,
         worker,
@@ -26,6 +27,7 @@ pub fn serve(socket: Option<PathBuf>, args: Serve) -> Result<(), Failure> {
         socket,
         runtime_dir,
         state_dir,
+        config,
         pool,
         jailer,
         worker,
@@ -38,7 +40,11 @@ pub fn serve(socket: Option<PathBuf>, args: Serve) -> Result<(), Failure> {
         background,
     };
     serve_until_told(options).map_err(|error| Failure {
-        status: if matches!(error, ServeError::Served(_)) { ALREADY_SERVED } else { FAILED },
+        status: match &error {
+            ServeError::Served(_) => ALREADY_SERVED,
+            ServeError::Config(_) => BAD_INPUT,
+            _ => FAILED,
+        },
         sentence: Some(sentence(&error)),
     })
 }

@@ -5,8 +5,9 @@
 //! the bounds together fit the limit.
 
 /// The supervisor's own: stdio, locks, directories, the state and its log, KVM, reactor, jailer, signals, socket, built-in guests, the connection to
-/// netd on which leases are released, the listener of metrics with its connections, and the files that one answer reads.
-const FIXED: u64 = 53;
+/// netd on which leases are released, the listener of metrics with its connections, those who are told that they may not, and the files that
+/// one answer reads.
+const FIXED: u64 = 53 + crate::api::listen::REFUSALS as u64;
 /// A running VM: console ring, eventfd and input, pidfd, control socket.
 const VM: u64 = 5;
 /// A start under way: its files, memfds and both ends of what will be the worker's; the queues of its TAPs and the

@@ -1,7 +1,7 @@
 //! The supervisor: `vmsup serve`.
 //!
 //! Runs as the user (or the system user `vmsup`), with no_new_privs and a seccomp filter on every thread. Speaks to
-//! four kinds of peers: clients with this user's uid, over HTTP on a Unix socket ([`crate::api`]); one jailer, found or
+//! four kinds of peers: clients with this user's uid or whom a configuration names ([`tenants`]), over HTTP on a Unix socket ([`crate::api`]); one jailer, found or
 //! started before the filter is in force ([`jailer`], [`jail`]); its workers, which are assumed to be compromised
 //! ([`worker`], [`console`]); and the host's netd, where VMs have networks ([`netd`]).
 //!
@@ -59,6 +59,7 @@ mod start;
 pub(crate) mod state;
 pub(crate) mod stream;
 pub(crate) mod tasks;
+pub(crate) mod tenants;
 #[cfg(test)]
 pub(crate) mod testing;
 pub(crate) mod tick;
@@ -83,6 +84,8 @@ pub struct ServeOptions {
     pub state_dir: Option<PathBuf>,
     /// How many warm workers the jailer keeps.
     pub pool: u32,
+    /// Who may use it, and how much; default: its own user alone ([`tenants`]).
+    pub config: Option<PathBuf>,
     /// `vmsup-jailer`; default: beside our own executable.
     pub jailer: Option<PathBuf>,
     /// `vmsup-worker`; default: beside our own executable.
@@ -158,6 +161,9 @@ pub enum ServeError {
         /// What the kernel says.
         source: std::io::Error,
     },
+    /// The configuration is wrong.
+    #[error("{0}")]
+    Config(#[from] tenants::ConfigError),
     /// /dev/kvm cannot be used.
     #[error("{0}")]
     Kvm(String),
@@ -208,6 +214,8 @@ pub struct Context {
     pub(crate) events: Arc<events::Events>,
     /// What is being done.
     pub(crate) operations: Arc<ops::Operations>,
+    /// Who may, and what each may have.
+    pub(crate) tenants: tenants::Tenants,
     /// The VMs.
     pub(crate) registry: registry::Registry<vm::Vm>,
     /// What was counted.
@@ -220,6 +228,13 @@ pub struct Context {
     pub(crate) looks: Arc<tokio::sync::Semaphore>,
     /// Places for starts under way.
     pub(crate) starts: Arc<tokio::sync::Semaphore>,
+}
+
+impl Context {
+    /// Whether others than the supervisor's own user may use it: then no path that a client names is opened.
+    pub(crate) fn shared(&self) -> bool {
+        self.tenants.is_shared()
+    }
 }
 
 /// Runs a supervisor until it is told to leave, or until its jailer is gone. Its VMs go on.
@@ -250,6 +265,7 @@ pub fn serve(options: ServeOptions) -> Result<(), ServeError> {
 
 /// What is there before the filter is.
 struct Ready {
+    tenants: tenants::Tenants,
     jailer: jailer::Jailer,
     host: Host,
     /// netd's socket.
@@ -275,6 +291,11 @@ fn prepare(
     socket: &Path,
     starter: Option<&background::Starter>,
 ) -> Result<(Runtime, Ready), ServeError> {
+    let own = rustix::process::geteuid().as_raw();
+    let tenants = match &options.config {
+        Some(file) => tenants::Tenants::shared(own, tenants::Source::of(file, own)?)?,
+        None => tenants::Tenants::of_one(own),
+    };
     let programs = paths::program_dir().map_err(|e| ServeError::System("finding our own executable", e))?;
     let host = Host::open(rundir)?;
     let state_dir = options.state_dir.clone().unwrap_or_else(|| paths::state_dir(options.runtime_dir.as_deref()));
@@ -315,6 +336,7 @@ fn prepare(
     let netd = std::path::absolute(netd).map_err(|e| ServeError::System("naming netd's socket", e))?;
     let terminal = starter.is_none() && std::io::stderr().is_terminal();
     let ready = Ready {
+        tenants,
         jailer,
         host,
         netd,

@@ -38,6 +38,13 @@ pub struct Who {
     pub all: bool,
 }
 
+impl Who {
+    /// Whether what belongs to `owner` is theirs to see and to touch.
+    pub fn sees(self, owner: u32) -> bool {
+        self.all || self.uid == owner
+    }
+}
+
 /// The VMs.
 #[derive(Debug)]
 pub struct Registry<V> {
@@ -187,7 +194,7 @@ impl<V: Entry> Registry<V> {
         if let Some(vm) = inner.vms.get(&(who.uid, key.to_owned())) {
             return Some(vm.clone());
         }
-        let seen = |vm: &&Arc<V>| who.all || vm.owner() == who.uid;
+        let seen = |vm: &&Arc<V>| who.sees(vm.owner());
         let all = || inner.vms.values().chain(&inner.retired).filter(seen);
         let by_name = || {
             // Of several owners' VMs of that name, none is meant more than another.
@@ -205,7 +212,7 @@ impl<V: Entry> Registry<V> {
 
     /// Those of them that the caller sees.
     pub fn list_for(&self, who: Who) -> Vec<Arc<V>> {
-        self.lock().vms.values().filter(|vm| who.all || vm.owner() == who.uid).cloned().collect()
+        self.lock().vms.values().filter(|vm| who.sees(vm.owner())).cloned().collect()
     }
 
     /// Starts no VM any more, and says why to who asks.

@@ -51,7 +51,7 @@ pub fn runtime() -> Result<Runtime, ServeError> {
 /// The reactor could not take the fds.
 pub async fn run(ready: Ready, serving: impl FnOnce()) -> Result<(), ServeError> {
     let system = |e| ServeError::System("registering with the reactor", e);
-    let Ready { jailer, host, netd, budget, store, loaded, handles, verdicts, .. } = ready;
+    let Ready { tenants, jailer, host, netd, budget, store, loaded, handles, verdicts, .. } = ready;
     let Ready { listening, metrics, notify, watched, signals, terminal, .. } = ready;
     let super::jailer::Jailer { channel, child, ready, pidfd, facts, listing } = jailer;
     let (jail, inherited) = Jail::new(channel, ready, facts, pidfd, listing).map_err(system)?;
@@ -78,6 +78,7 @@ pub async fn run(ready: Ready, serving: impl FnOnce()) -> Result<(), ServeError>
         handles,
         events,
         operations,
+        tenants,
         registry,
         metrics: Default::default(),
         deadlines: Default::default(),

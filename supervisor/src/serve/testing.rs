@@ -325,6 +325,7 @@ impl Bench {
         let handles = rustix::fs::open(dir.path().join("handles"), flags, rustix::fs::Mode::empty()).unwrap();
         let handles = super::handle::Handles::new(handles);
         let metrics = Default::default();
+        let tenants = super::tenants::Tenants::of_one(host.uid);
         let context = Arc::new(Context {
             host,
             jail,
@@ -333,6 +334,7 @@ impl Bench {
             handles,
             events,
             operations,
+            tenants,
             registry,
             metrics,
             deadlines,
