@@ -2,8 +2,10 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod guestfile;
 pub mod paths;
 pub mod reconcile;
 pub mod serve;
+pub mod side;
 pub mod spec;
 pub mod vmjson;

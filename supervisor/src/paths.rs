@@ -66,6 +66,8 @@ pub fn netd_socket() -> PathBuf {
 
 /// File name of the API's socket.
 pub const API_SOCKET: &str = "api.sock";
+/// File name of the side socket ([`crate::side`]).
+pub const FILES_SOCKET: &str = "files.sock";
 /// File name of the log of a supervisor in the background.
 pub const LOG_FILE: &str = "supervisor.log";
 

@@ -40,7 +40,8 @@ pub async fn version(State(context): Shared) -> Json<VersionInfo> {
         pool: jail.facts.pool,
     };
     let version = env!("CARGO_PKG_VERSION").into();
-    Json(VersionInfo { version, pid: std::process::id() as i32, uid: context.host.uid, jailer })
+    let files = context.side.path().map(|path| path.to_string_lossy().into_owned());
+    Json(VersionInfo { version, pid: std::process::id() as i32, uid: context.host.uid, files, jailer })
 }
 
 /// All VMs, by name.

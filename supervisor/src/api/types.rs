@@ -279,6 +279,10 @@ pub struct CreateRequest {
     /// Who keeps this VM: `vmsup apply` names its directory or file. Only the same source removes it later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
+    /// The ticket of the files that the spec names, handed over on the side socket ([`VersionInfo::files`]): where the
+    /// supervisor is shared, and the spec names any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<String>,
 }
 
 /// Body of `PUT /v1/vms/{vm}`: the VM becomes what this file says.
@@ -295,6 +299,9 @@ pub struct UpdateRequest {
     pub if_generation: Option<u64>,
     /// Seconds between power button and kill, where it has to be stopped and started.
     pub deadline_s: u32,
+    /// As in [`CreateRequest`]: what the VM has already is not taken again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<String>,
 }
 
 /// Answer to `PUT /v1/vms/{vm}`.
@@ -473,6 +480,10 @@ pub struct VersionInfo {
     pub pid: i32,
     /// Uid of the supervisor.
     pub uid: u32,
+    /// Path of the side socket, on which open files are handed over; none where the supervisor opens them itself, by their
+    /// paths, because it is its user's alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<String>,
     /// What its jailer said of this host.
     pub jailer: JailerInfo,
 }

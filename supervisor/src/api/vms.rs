@@ -8,8 +8,9 @@ use super::types::{
     ApiError, CreateRequest, ErrorCode, Operation, OperationKind, StopRequest, UpdateAnswer, UpdateRequest, VmInfo,
 };
 use crate::serve::registry::Entry;
-use crate::serve::tasks;
-use crate::serve::vm::Hold;
+use crate::serve::side::Received;
+use crate::serve::vm::{Hold, Order};
+use crate::serve::{Context, tasks};
 use axum::Json;
 use axum::extract::{Extension, Path, Request, State};
 use axum::http::StatusCode;
@@ -41,10 +42,11 @@ pub async fn create(
     let request: CreateRequest = json(request).await?;
     tasks::admit(&context, &request.spec)?;
     check_source(request.source.as_deref())?;
+    let files = handed_over(&context, &caller, request.files.as_deref())?;
     let op = tasks::begin(&context, OperationKind::Create, &request.spec.name, caller.uid());
     let work = {
         let (context, owner) = (context.clone(), caller.uid());
-        move |op| async move { Ok(tasks::create(&context, request, owner, op).await?.info()) }
+        move |op| async move { Ok(tasks::create(&context, Order { request, files }, owner, op).await?.info()) }
     };
     Ok(operate(&context, wait, StatusCode::CREATED, op, work).await)
 }
@@ -77,11 +79,12 @@ pub async fn update(
         let message = format!("a VM keeps its name; this one is {name}");
         return Err(ApiError { code: ErrorCode::Invalid, message, field: Some("name".into()) }.into());
     }
+    let files = handed_over(&context, &caller, request.files.as_deref())?;
     let op = tasks::begin(&context, OperationKind::Update, name, caller.uid());
     let work = {
         let context = context.clone();
         move |op| async move {
-            let done = tasks::update(&context, &hold, request, op).await?;
+            let done = tasks::update(&context, &hold, request, files, op).await?;
             Ok(UpdateAnswer { done, vm: hold.vm.info() })
         }
     };
@@ -222,6 +225,11 @@ pub async fn resume(
     let hold = find(&context, &caller, &key)?;
     hold.vm.resume().await?;
     Ok(Json(hold.vm.info()))
+}
+
+/// What the caller handed over for this request.
+fn handed_over(context: &Context, caller: &Caller, ticket: Option<&str>) -> Answer<Option<Received>> {
+    Ok(ticket.map(|ticket| context.side.redeem(ticket, caller.uid())).transpose()?)
 }
 
 fn check_source(source: Option<&str>) -> Answer<()> {

@@ -167,7 +167,7 @@ impl Hand<'_> {
         Ok(match (call, wanted) {
             (Call::Create, Some(wanted)) => {
                 let source = Some(step.source(wanted));
-                let request = CreateRequest { spec: wanted.spec.clone(), remove_when_ended: false, source };
+                let request = CreateRequest { spec: wanted.spec.clone(), remove_when_ended: false, source, files: None };
                 let info: VmInfo = self.ask("POST", "/v1/vms", Some(&request))?;
                 note_limits(&info);
                 Answer::Done
@@ -178,6 +178,7 @@ impl Hand<'_> {
                     source: Some(step.source(wanted)),
                     if_generation: step.there.as_ref().map(|vm| vm.generation),
                     deadline_s: self.deadline_s,
+                    files: None,
                 };
                 let answer: UpdateAnswer = self.ask("PUT", &vm_target(id, ""), Some(&request))?;
                 Answer::Updated(answer.done)

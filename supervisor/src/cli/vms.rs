@@ -13,7 +13,7 @@ use vmsup::vmjson::SpecFile;
 
 /// Asks for a VM, and gives the connection back for more.
 pub fn create(mut api: Api, file: &SpecFile, rm: bool) -> Result<(Api, VmInfo), Failure> {
-    let request = CreateRequest { spec: file.spec.clone(), remove_when_ended: rm, source: None };
+    let request = CreateRequest { spec: file.spec.clone(), remove_when_ended: rm, source: None, files: None };
     let located = |error: CallError| match error {
         CallError::Api(ApiError { field: Some(field), message, code }) => {
             Failure { status: status_of(code), sentence: Some(file.error(&field, message).to_string()) }

@@ -1,6 +1,7 @@
 //! What can be asked of a VM's actor.
 
 use super::registry::Place;
+use super::side::Received;
 use super::worker::ControlError;
 use crate::api::types::{ApiError, CreateRequest};
 use crate::spec::VmSpec;
@@ -36,11 +37,26 @@ pub enum Ask {
     Stats(oneshot::Sender<Result<Stats, ControlError>>),
 }
 
+/// A VM that is wanted.
+#[derive(Debug)]
+pub struct Order {
+    /// What it is.
+    pub request: CreateRequest,
+    /// Its files, where its owner handed them over.
+    pub files: Option<Received>,
+}
+
+impl From<CreateRequest> for Order {
+    fn from(request: CreateRequest) -> Order {
+        Order { request, files: None }
+    }
+}
+
 /// A start that was asked for.
 #[derive(Debug)]
 pub struct Start {
     /// Another file than before.
-    pub file: Option<CreateRequest>,
+    pub file: Option<Order>,
     /// Its place among the VMs that run.
     pub place: Place,
     /// Told when it runs, or why it does not.

@@ -4,6 +4,8 @@
 //! jailer whose pidfd finds no place is lost, and the channel with it. So everything that holds fds has a bound, and
 //! the bounds together fit the limit.
 
+use super::side::shares::connections as places;
+
 /// The supervisor's own: stdio, locks, directories, the state and its log, KVM, reactor, jailer, signals, socket, built-in guests, the connection to
 /// netd on which leases are released, the listener of metrics with its connections, those who are told that they may not, and the files that
 /// one answer reads.
@@ -36,6 +38,8 @@ pub struct Budget {
     pub connections: usize,
     /// VMs that have ended and whose console is kept, and as many that are retired; the oldest go.
     pub kept: usize,
+    /// Open files that users handed over, or hand over just now; the next ones wait. Of a shared supervisor only.
+    pub files: usize,
 }
 
 impl Budget {
@@ -45,12 +49,21 @@ impl Budget {
     }
 
     /// Of a process that may open `nofile` files.
-    pub fn of(nofile: u64) -> Budget {
+    pub fn of(nofile: u64, shared: bool) -> Budget {
+        let files = if shared { (nofile / 16).clamp(32, 2048) } else { 0 };
         let starts = (nofile / 320).clamp(2, 16);
         let connections = (nofile / 32).clamp(8, 1024);
         let looks = (nofile / 128).clamp(2, 256);
         let kept = (nofile / 36).clamp(4, 64);
-        let rest = nofile.saturating_sub(FIXED + looks + starts * START + connections * CONNECTION + 2 * kept * ENDED);
+        let rest = nofile.saturating_sub(
+            FIXED
+                + files
+                + places(files as usize) as u64
+                + looks
+                + starts * START
+                + connections * CONNECTION
+                + 2 * kept * ENDED,
+        );
         let vms = (rest / VM).min(u64::from(jail_spec::SLOTS_MAX));
         Budget {
             nofile,
@@ -59,6 +72,7 @@ impl Budget {
             looks: looks as usize,
             connections: connections as usize,
             kept: kept as usize,
+            files: files as usize,
         }
     }
 }
@@ -70,22 +84,26 @@ mod tests {
     #[test]
     fn what_is_shared_out_fits_the_limit() {
         for nofile in (256..5000).chain([20_000, 65_536, 1 << 20, u64::MAX]) {
-            let b = Budget::of(nofile);
-            let sum = FIXED
-                + b.vms as u64 * VM
-                + b.looks as u64
-                + b.starts as u64 * START
-                + b.connections as u64 * CONNECTION
-                + 2 * b.kept as u64 * ENDED;
-            assert!(sum <= nofile, "{b:?}: {sum}");
-            assert!(b.vms > 0, "{b:?}");
+            // One that is shared needs more, for what its users hand over.
+            for shared in [false, true].into_iter().filter(|shared| !shared || nofile >= 512) {
+                let b = Budget::of(nofile, shared);
+                let sum = FIXED
+                    + (b.files + places(b.files)) as u64
+                    + b.vms as u64 * VM
+                    + b.looks as u64
+                    + b.starts as u64 * START
+                    + b.connections as u64 * CONNECTION
+                    + 2 * b.kept as u64 * ENDED;
+                assert!(sum <= nofile, "{b:?}: {sum}");
+                assert!(b.vms > 0 && (b.files >= ipc::MAX_FDS) == shared, "{b:?}");
+            }
         }
     }
 
     #[test]
     fn the_usual_limits_are_enough_for_many_vms() {
-        assert!(Budget::of(1024).vms >= 100);
-        assert_eq!(Budget::of(524_288).vms, jail_spec::SLOTS_MAX as usize);
-        assert_eq!(Budget::of(20).vms, 0);
+        assert!(Budget::of(1024, false).vms >= 100);
+        assert_eq!(Budget::of(524_288, false).vms, jail_spec::SLOTS_MAX as usize);
+        assert_eq!(Budget::of(20, false).vms, 0);
     }
 }

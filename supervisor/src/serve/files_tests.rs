@@ -1,8 +1,10 @@
 //! What may be a guest's file, and what may not.
 
 use super::*;
+use crate::api::types::ErrorCode;
 use crate::serve::testing::{TempDir, spec};
 use crate::spec::{Boot, Disk};
+use rustix::io::Errno;
 use std::path::Path;
 
 fn kernel(path: &Path) -> Result<GuestFiles, ApiError> {

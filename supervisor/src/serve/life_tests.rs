@@ -4,6 +4,7 @@
 use super::*;
 use crate::api::types::{EndKind, EventKind, OperationState};
 use crate::serve::end::WorkerEnd;
+use crate::serve::provide::Source;
 use crate::serve::start;
 use crate::serve::tasks;
 use crate::serve::testing::{Act, Bench, FakeVm, OWNER, request, spec};
@@ -326,12 +327,12 @@ async fn a_worker_that_was_stopped_by_a_signal_hangs_at_once() {
 }
 
 fn update(spec: VmSpec) -> crate::api::types::UpdateRequest {
-    crate::api::types::UpdateRequest { spec, source: None, if_generation: None, deadline_s: 600 }
+    crate::api::types::UpdateRequest { spec, source: None, if_generation: None, deadline_s: 600, files: None }
 }
 
 async fn updated(bench: &Bench, vm: &Arc<Vm>, spec: VmSpec) -> Result<crate::api::types::UpdateDone, ApiError> {
     let op = tasks::begin(&bench.context, crate::api::types::OperationKind::Update, "a", 1000);
-    tasks::update(&bench.context, &Hold::new(&bench.context, vm.clone()), update(spec), op).await
+    tasks::update(&bench.context, &Hold::new(&bench.context, vm.clone()), update(spec), None, op).await
 }
 
 #[tokio::test]
@@ -373,7 +374,7 @@ async fn a_vm_that_somebody_else_changed_meanwhile_stays_as_it_is() {
     let hold = Hold::new(&bench.context, vm.clone());
     let op = tasks::begin(&bench.context, crate::api::types::OperationKind::Update, "a", 1000);
     let request = crate::api::types::UpdateRequest { if_generation: Some(7), ..update(patient()) };
-    let error = tasks::update(&bench.context, &hold, request, op).await.unwrap_err();
+    let error = tasks::update(&bench.context, &hold, request, None, op).await.unwrap_err();
     assert_eq!((error.code, vm.summary().generation), (ErrorCode::Conflict, 1));
     // Nor does a decision that was made for another one.
     assert_eq!(vm.change(patient(), None, 7, true).await.unwrap_err().code, ErrorCode::Conflict);
@@ -428,7 +429,7 @@ fn old(spec: VmSpec, desired: Desired, ends: &[EndKind]) -> Intent {
 
 /// A worker that an earlier supervisor left.
 async fn found(bench: &Bench, spec: VmSpec, desired: Desired, paused: bool) -> (Found, FakeVm) {
-    let prepared = start::prepare(&bench.context, VmId(0x77), &spec).await.unwrap();
+    let prepared = start::prepare(&bench.context, VmId(0x77), &spec, Source::Paths).await.unwrap();
     let (control, _) = start::hand_over(&bench.context, prepared.parcel, prepared.held.worker).await.unwrap();
     let fake = bench.started().await;
     let found = Found {

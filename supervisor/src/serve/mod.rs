@@ -48,15 +48,18 @@ pub(crate) mod netd;
 pub(crate) mod nets;
 mod notify;
 pub(crate) mod ops;
+pub(crate) mod provide;
 mod readiness;
 pub(crate) mod refusals;
 pub(crate) mod registry;
 mod restart;
 mod run;
 mod rundir;
+pub(crate) mod side;
 mod signals;
 mod start;
 pub(crate) mod state;
+mod storage;
 pub(crate) mod stream;
 pub(crate) mod tasks;
 pub(crate) mod tenants;
@@ -228,12 +231,22 @@ pub struct Context {
     pub(crate) looks: Arc<tokio::sync::Semaphore>,
     /// Places for starts under way.
     pub(crate) starts: Arc<tokio::sync::Semaphore>,
+    /// The files of VMs that other users made.
+    pub(crate) storage: Arc<storage::Storage>,
+    /// The files that they handed over.
+    pub(crate) side: side::Side,
 }
 
 impl Context {
     /// Whether others than the supervisor's own user may use it: then no path that a client names is opened.
     pub(crate) fn shared(&self) -> bool {
         self.tenants.is_shared()
+    }
+
+    /// Whether paths are opened for VMs of this user: all that there are where the supervisor is its user's alone; else those of
+    /// the user that it runs as, who could open them without its help.
+    pub(crate) fn opens_paths_of(&self, owner: u32) -> bool {
+        !self.shared() || owner == self.host.uid
     }
 }
 
@@ -272,6 +285,8 @@ struct Ready {
     netd: PathBuf,
     budget: budget::Budget,
     store: state::Store,
+    storage: storage::Storage,
+    side: Option<side::Bound>,
     loaded: state::Loaded,
     handles: handle::Handles,
     verdicts: adopt::Verdicts,
@@ -298,9 +313,11 @@ fn prepare(
     };
     let programs = paths::program_dir().map_err(|e| ServeError::System("finding our own executable", e))?;
     let host = Host::open(rundir)?;
+    let side = if tenants.is_shared() { Some(side::bind(&rundir.path)?) } else { None };
     let state_dir = options.state_dir.clone().unwrap_or_else(|| paths::state_dir(options.runtime_dir.as_deref()));
     let (store, mut loaded) = state::Store::open(&state_dir)?;
     store.keep_open();
+    let storage = storage::Storage::open(&state_dir, side.is_some());
     let handles = rundir.handles.try_clone().map_err(|e| ServeError::System("copying an fd", e))?;
     let handles = handle::Handles::new(handles);
     let jailer = match &options.jailer_socket {
@@ -322,7 +339,7 @@ fn prepare(
     let rows = std::mem::take(&mut loaded.vms);
     let verdicts = adopt::look(&host, rundir.new, rows, left, &jailer.listing);
     // After the jailer was started: it and its workers inherit neither the raised limit nor the blocked signals.
-    let budget = budget::Budget::of(confine::raise_nofile());
+    let budget = budget::Budget::of(confine::raise_nofile(), side.is_some());
     let signals = signals::block()?;
     // Making the runtime takes system calls that running it does not. It has no thread yet but this one, which
     // confine() makes sure of.
@@ -337,6 +354,8 @@ fn prepare(
     let terminal = starter.is_none() && std::io::stderr().is_terminal();
     let ready = Ready {
         tenants,
+        storage,
+        side,
         jailer,
         host,
         netd,

@@ -122,6 +122,14 @@ impl Operations {
         }
     }
 
+    /// What is being done now by one that is under way.
+    pub fn progress(&self, id: u64, stage: &str, percent: Option<u8>) {
+        self.change(id, false, |op| {
+            stage.clone_into(&mut op.stage);
+            op.percent = percent;
+        });
+    }
+
     fn change(&self, id: u64, durable: bool, change: impl FnOnce(&mut Operation)) {
         let inner = self.lock();
         let Some(entry) = inner.all.get(&id) else { return };
@@ -140,10 +148,7 @@ impl Running {
 
     /// What is being done now.
     pub fn stage(&self, stage: &str, percent: Option<u8>) {
-        self.operations.change(self.id, false, |op| {
-            stage.clone_into(&mut op.stage);
-            op.percent = percent;
-        });
+        self.operations.progress(self.id, stage, percent);
     }
 
     /// Waits until somebody wants it cancelled.
@@ -163,6 +168,7 @@ impl Running {
         self.over = true;
         self.operations.change(self.id, true, |op| {
             op.state = state;
+            op.percent = None;
             op.error = error;
             op.ended_at_ms = Some(now_ms());
         });

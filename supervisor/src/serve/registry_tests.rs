@@ -3,7 +3,7 @@
 use super::*;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
-const LIMITS: Budget = Budget { nofile: 100, vms: 3, starts: 1, looks: 1, connections: 1, kept: 2 };
+const LIMITS: Budget = Budget { nofile: 100, vms: 3, starts: 1, looks: 1, connections: 1, kept: 2, files: 0 };
 const OWNER: Who = Who { uid: 1000, all: false };
 const ROOT: Who = Who { uid: 0, all: true };
 

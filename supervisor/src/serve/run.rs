@@ -10,6 +10,7 @@ use super::listening::Listening;
 use super::ops::Operations;
 use super::readiness::watch;
 use super::registry::Registry;
+use super::side::Side;
 use super::vm::Vm;
 use super::watch::{Own, PACE};
 use super::{Context, Jail, Netd, Ready, ServeError, netd};
@@ -52,7 +53,7 @@ pub fn runtime() -> Result<Runtime, ServeError> {
 pub async fn run(ready: Ready, serving: impl FnOnce()) -> Result<(), ServeError> {
     let system = |e| ServeError::System("registering with the reactor", e);
     let Ready { tenants, jailer, host, netd, budget, store, loaded, handles, verdicts, .. } = ready;
-    let Ready { listening, metrics, notify, watched, signals, terminal, .. } = ready;
+    let Ready { listening, metrics, notify, watched, signals, terminal, storage, side, .. } = ready;
     let super::jailer::Jailer { channel, child, ready, pidfd, facts, listing } = jailer;
     let (jail, inherited) = Jail::new(channel, ready, facts, pidfd, listing).map_err(system)?;
     let _leaving = Leaving(jail.clone());
@@ -63,6 +64,8 @@ pub async fn run(ready: Ready, serving: impl FnOnce()) -> Result<(), ServeError>
     let netd = Netd::new(netd, netd::DEADLINE, netd::TUN);
     let registry = Registry::new(host.first_id, &budget);
     let starts = Arc::new(Semaphore::new(budget.starts));
+    // Who lost the database does not know any more whose files are whose.
+    let complete = loaded.trouble.is_none() && !loaded.events.is_empty();
     let events = Events::new(loaded.events, store.clone());
     let operations = Operations::new(loaded.operations, store.clone());
     if let Some(trouble) = &loaded.trouble {
@@ -85,6 +88,8 @@ pub async fn run(ready: Ready, serving: impl FnOnce()) -> Result<(), ServeError>
         tick: super::tick::Tick::new(super::tick::PERIOD),
         looks: Arc::new(Semaphore::new(budget.looks)),
         starts,
+        storage: Arc::new(storage),
+        side: Side::new(side.as_ref().map(|side| side.path.clone()), budget.files),
     });
     if let Some((child, pidfd)) = child {
         tokio::spawn(reap(child, pidfd));
@@ -95,6 +100,14 @@ pub async fn run(ready: Ready, serving: impl FnOnce()) -> Result<(), ServeError>
     }
     let fates = adopt::fates(&context, inherited, verdicts).await;
     settle(&context, fates.map_err(|e| ServeError::System("taking over the VMs that run (they go on)", e))?);
+
+    let vms = context.registry.list().iter().map(|vm| vm.intent()).collect();
+    tokio::spawn({
+        let context = context.clone();
+        async move { context.storage.clean(&context.tenants, vms, complete).await }
+    });
+    let (side, side_place) = side.map(|side| (side.listener, side.path)).unzip();
+    let handing = side.map(|listener| tokio::spawn(super::side::accept(listener, context.clone())));
 
     let Listening { listener, place } = listening;
     let listener = tokio::net::UnixListener::from_std(listener).map_err(system)?;
@@ -130,6 +143,10 @@ pub async fn run(ready: Ready, serving: impl FnOnce()) -> Result<(), ServeError>
     // The socket first: who finds none starts a new supervisor, which waits for our lock.
     place.withdraw();
     accepting.abort();
+    if let (Some(handing), Some(path)) = (handing, side_place) {
+        handing.abort();
+        let _ = rustix::fs::unlink(path);
+    }
     tokio::select! {
         _ = tokio::time::timeout(UNDER_WAY, nothing_starts(&context)) => {}
         () = signalled(&signals) => {}

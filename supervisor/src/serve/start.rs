@@ -7,9 +7,11 @@ use super::files::GuestFiles;
 use super::jail::{Held, MakeError};
 use super::memfd;
 use super::nets::{self, Interfaces, Taps};
+use super::provide::{self, Source};
 use super::refusals::{internal, no_worker, refused, unavailable};
 use super::worker::{Control, ControlError};
 use crate::api::types::{ApiError, ErrorCode};
+use crate::guestfile;
 use crate::spec::{DiskEngine, Enforce, Limits, VmSpec};
 use jail_spec::{CgroupLimits, Rlimits};
 use netd_api::VmId;
@@ -79,9 +81,8 @@ pub struct Parcel {
     spec: StartSpec,
     ram: OwnedFd,
     console: WorkerEnds,
-    kernel: OwnedFd,
-    initrd: Option<OwnedFd>,
-    disks: Vec<OwnedFd>,
+    /// Its kernel among them, also that of a built-in guest.
+    files: GuestFiles,
     taps: Taps,
     /// The fields that name these files, and the paths, for messages.
     paths: Vec<(String, String)>,
@@ -102,14 +103,14 @@ pub struct Stages {
 ///
 /// # Errors
 /// What the client is told.
-pub async fn prepare(context: &Context, id: VmId, spec: &VmSpec) -> Result<Prepared, ApiError> {
+pub async fn prepare(context: &Context, id: VmId, spec: &VmSpec, source: Source) -> Result<Prepared, ApiError> {
     let begun = Instant::now();
     let place = context.starts.clone().acquire_owned().await.map_err(|_| internal("no places for starts"))?;
     let place = Arc::new(place);
     // First, so that netd works while we do.
     let leasing = nets::lease(context, id, spec, place.clone());
     let leasing = async { leasing.await.map(|nets| (nets, Instant::now())) };
-    let making = make(context, spec, place);
+    let making = make(context, spec, source, place);
     // Whichever fails first gives up the other: a worker that is not taken is killed, a lease is released.
     let ((mut nets, leased), (held, console, mut parcel, files, made)) = tokio::try_join!(leasing, making)?;
     parcel.taps = std::mem::take(&mut nets.taps);
@@ -123,12 +124,13 @@ pub async fn prepare(context: &Context, id: VmId, spec: &VmSpec) -> Result<Prepa
 async fn make(
     context: &Context,
     spec: &VmSpec,
+    source: Source,
     place: Arc<OwnedSemaphorePermit>,
 ) -> Result<(Held, Arc<Console>, Parcel, Instant, Instant), ApiError> {
     let limits = spec.limits.as_ref().map(cgroup_limits);
     // Without files there is nothing to wait for: the jailer works while we make the memfds.
     let early = if GuestFiles::any(spec) { None } else { Some(context.jail.make(limits, rlimits(spec, 0)).await) };
-    let files = match tokio::time::timeout(context.deadlines.files, open_files(spec)).await {
+    let files = match tokio::time::timeout(context.deadlines.files, provide::open(context, spec, source)).await {
         Ok(files) => files?,
         Err(_) => return Err(unavailable("the VM's files could not be opened in time; is their file system there?")),
     };
@@ -147,44 +149,24 @@ async fn make(
     Ok((held, console, parcel, files, Instant::now()))
 }
 
-async fn open_files(spec: &VmSpec) -> Result<GuestFiles, ApiError> {
-    if !GuestFiles::any(spec) {
-        return GuestFiles::open(spec);
-    }
-    // A file system may take its time, and no other VM is to wait for it.
-    let spec = spec.clone();
-    tokio::task::spawn_blocking(move || GuestFiles::open(&spec))
-        .await
-        .map_err(|_| internal("the thread that opens files died"))?
-}
-
 /// Makes the memfds and the console, and puts all together but the network interfaces.
 fn parcel(
     context: &Context,
     spec: &VmSpec,
-    files: GuestFiles,
+    mut files: GuestFiles,
     place: Arc<OwnedSemaphorePermit>,
 ) -> Result<(Arc<Console>, Parcel), ApiError> {
     let failed = |error: std::io::Error| unavailable(format!("no memory or file descriptors for the VM: {error}"));
     let ram = memfd::sealed("vmsup-ram", spec.memory_mib << 20).map_err(|e| failed(e.into()))?;
     let (console, ends) = Console::new(spec.console.as_ref().is_none_or(|c| c.input)).map_err(failed)?;
-    let kernel = match (files.kernel, spec.boot.builtin) {
-        (Some(kernel), _) => kernel,
-        (None, Some(builtin)) => own_copy(context.host.guests.get(builtin)).map_err(failed)?,
-        (None, None) => return Err(internal("a VM without a kernel")),
-    };
-    let (paths, spec) = (paths(spec), worker_spec(spec, files.initrd.is_some()));
-    let GuestFiles { initrd, disks, .. } = files;
-    let taps = Taps::default();
-    let parcel = Parcel { spec, ram, console: ends, kernel, initrd, disks, taps, paths, _place: place };
+    if files.kernel.is_none() {
+        let builtin = spec.boot.builtin.ok_or_else(|| internal("a VM without a kernel"))?;
+        files.kernel = Some(own_copy(context.host.guests.get(builtin)).map_err(failed)?);
+    }
+    let paths = guestfile::of(spec).into_iter().map(|file| (file.field, file.path)).collect();
+    let spec = worker_spec(spec, files.initrd.is_some());
+    let parcel = Parcel { spec, ram, console: ends, files, taps: Taps::default(), paths, _place: place };
     Ok((console, parcel))
-}
-
-/// Each field of a spec that names a file, and the path.
-fn paths(spec: &VmSpec) -> Vec<(String, String)> {
-    let boot = [("boot.kernel", &spec.boot.kernel), ("boot.initrd", &spec.boot.initrd)];
-    let boot = boot.into_iter().filter_map(|(field, path)| Some((field.to_owned(), path.clone()?)));
-    boot.chain(spec.disks.iter().enumerate().map(|(n, disk)| (format!("disks[{n}].path"), disk.path.clone()))).collect()
 }
 
 /// Another open file of the same memfd, for reading: workers that share one would move each other's file offset.
@@ -249,9 +231,9 @@ impl Parcel {
             FdRole::ConsoleRing => Some(&self.console.ring),
             FdRole::ConsoleNotify => Some(&self.console.notify),
             FdRole::ConsoleInput => Some(&self.console.input),
-            FdRole::Kernel => Some(&self.kernel),
-            FdRole::Initrd => self.initrd.as_ref(),
-            FdRole::Disk(n) => self.disks.get(usize::from(n)),
+            FdRole::Kernel => self.files.kernel.as_ref(),
+            FdRole::Initrd => self.files.initrd.as_ref(),
+            FdRole::Disk(n) => self.files.disks.get(usize::from(n)),
             FdRole::Tap { net, queue } => self.taps.get(net, queue),
         };
         self.spec.fd_roles().into_iter().filter_map(fd).map(AsFd::as_fd).collect()

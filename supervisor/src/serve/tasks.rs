@@ -3,12 +3,16 @@
 
 use super::Context;
 use super::ops::Running;
+use super::provide;
 use super::refusals::no_cgroup;
 use super::registry::is_end;
+use super::side::Received;
 use super::start::cgroup_limits;
+use super::state::Intent;
+use super::storage::{Busy, import};
 use super::update::{Plan, plan};
-use super::vm::{Ask, Hold, Starting, Vm};
-use crate::api::types::{ApiError, CreateRequest, ErrorCode, OperationKind, UpdateDone, UpdateRequest, VmState};
+use super::vm::{Ask, Hold, Order, Starting, Vm};
+use crate::api::types::{ApiError, ErrorCode, OperationKind, UpdateDone, UpdateRequest, VmState};
 use crate::spec::{Enforce, VmSpec};
 use crate::vmjson::check;
 use jail_spec::{CgroupLimits, Slot};
@@ -45,12 +49,17 @@ pub fn begin(context: &Context, kind: OperationKind, vm: &str, owner: u32) -> Ru
 /// Why it does not run.
 pub async fn create(
     context: &Arc<Context>,
-    request: CreateRequest,
+    order: impl Into<Order>,
     owner: u32,
     mut op: Running,
 ) -> Result<Arc<Vm>, ApiError> {
-    let (result, cancelled) = match Vm::create(context, request, owner) {
-        Ok(starting) => until_running(&mut op, starting).await,
+    let (result, cancelled) = match Vm::create(context, order, owner) {
+        Ok(starting) => {
+            let vm = starting.vm.clone();
+            let told = until_running(&mut op, starting).await;
+            tidy(context, &vm).await;
+            told
+        }
         Err(error) => (Err(error), false),
     };
     over(op, cancelled, result)
@@ -104,19 +113,27 @@ pub async fn update(
     context: &Arc<Context>,
     hold: &Hold,
     request: UpdateRequest,
+    files: Option<Received>,
     mut op: Running,
 ) -> Result<UpdateDone, ApiError> {
-    let (result, cancelled) = updated(context, hold, request, &mut op).await;
+    let (result, cancelled) = updated(context, hold, request, files, &mut op).await;
+    tidy(context, &hold.vm).await;
     over(op, cancelled, result)
+}
+
+/// What it is now is all whose files it needs.
+async fn tidy(context: &Context, vm: &Vm) {
+    context.storage.tidy(&context.tenants, &vm.intent()).await;
 }
 
 async fn updated(
     context: &Arc<Context>,
     hold: &Hold,
     request: UpdateRequest,
+    files: Option<Received>,
     op: &mut Running,
 ) -> (Result<UpdateDone, ApiError>, bool) {
-    let UpdateRequest { spec, source, if_generation, deadline_s } = request;
+    let UpdateRequest { spec, source, if_generation, deadline_s, files: _ } = request;
     let vm = &hold.vm;
     let (intent, state) = {
         let phase = vm.phase.borrow();
@@ -126,6 +143,11 @@ async fn updated(
     if if_generation.is_some_and(|wanted| wanted != generation) {
         return (Err(changed_meanwhile(&intent.spec.name)), false);
     }
+    // Before anything is stopped: a file that cannot be used changes nothing.
+    let _busy = match update_files(context, &intent, &spec, files, op).await {
+        Ok(busy) => busy,
+        Err((error, cancelled)) => return (Err(error), cancelled),
+    };
     let rests = is_end(state) || state == VmState::Restarting;
     let done = match plan(&intent.spec, &spec) {
         Plan::Nothing if source.is_none() || source == intent.source => return (Ok(UpdateDone::Nothing), false),
@@ -157,6 +179,33 @@ async fn updated(
             (result.map(|_| UpdateDone::Restarted), cancelled)
         }
         Err(error) => (Err(error), false),
+    }
+}
+
+/// Imports what came for another file of a VM; looks that nothing is missing where nothing came. Says with an error whether the
+/// operation was cancelled.
+async fn update_files(
+    context: &Context,
+    intent: &Intent,
+    spec: &VmSpec,
+    files: Option<Received>,
+    op: &mut Running,
+) -> Result<Option<Busy>, (ApiError, bool)> {
+    let Some(files) = files else {
+        provide::possible(context, intent.number, intent.owner, spec).await.map_err(|error| (error, false))?;
+        return Ok(None);
+    };
+    let id = op.id();
+    let told = |percent| context.operations.progress(id, "import", Some(percent));
+    tokio::select! {
+        biased;
+        result = import(context, (intent.number, intent.owner), spec, files, told) => {
+            result.map(Some).map_err(|error| (error, false))
+        }
+        () = op.cancelled() => {
+            let message = format!("the change of {} was cancelled; it is as it was", spec.name);
+            Err((ApiError { code: ErrorCode::Conflict, message, field: None }, true))
+        }
     }
 }
 
@@ -193,8 +242,11 @@ async fn until_running(op: &mut Running, starting: Starting) -> (Result<Arc<Vm>,
                 vm.ask(Ask::CancelStart).await;
             }
             Ok(()) = phase.changed() => {
-                let stage = phase.borrow_and_update().stage;
-                op.stage(stage, None);
+                let (stage, percent) = {
+                    let phase = phase.borrow_and_update();
+                    (phase.stage, phase.percent)
+                };
+                op.stage(stage, percent);
             }
         }
     }

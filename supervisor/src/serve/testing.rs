@@ -83,7 +83,7 @@ pub fn spec_in(name: &str, networks: &[&str]) -> VmSpec {
 
 /// The request for a VM.
 pub fn request(spec: VmSpec) -> CreateRequest {
-    CreateRequest { spec, remove_when_ended: false, source: None }
+    CreateRequest { spec, remove_when_ended: false, source: None, files: None }
 }
 
 /// Who owns the VMs of most tests.
@@ -317,7 +317,7 @@ impl Bench {
             first_id: 0x1000,
         };
         let netd = Netd::new(dir.path().join("netd.sock"), answer, netd::NULL);
-        let registry = Registry::new(0x1000, &Budget::of(4096));
+        let registry = Registry::new(0x1000, &Budget::of(4096, false));
         let starts = Arc::new(tokio::sync::Semaphore::new(PLACES as usize));
         let store = state::Store::in_memory();
         let (events, operations) = (Events::new(Vec::new(), store.clone()), Operations::new(Vec::new(), store.clone()));
@@ -341,6 +341,8 @@ impl Bench {
             tick: super::tick::Tick::new(super::tick::PERIOD),
             looks: Arc::new(tokio::sync::Semaphore::new(1)),
             starts,
+            storage: Arc::new(super::storage::Storage::for_tests(None)),
+            side: super::side::Side::new(None, 256),
         });
         Bench { context, vms, act, jailer, says, slots, limits, dir }
     }

@@ -2,7 +2,7 @@
 
 use super::actor::{Actor, Origin};
 use super::adopt::{Found, How};
-pub use super::ask::{Ask, Change, Reply, Start};
+pub use super::ask::{Ask, Change, Order, Reply, Start};
 use super::console::Console;
 pub use super::hold::Hold;
 use super::jail::Held;
@@ -61,6 +61,8 @@ pub struct Phase {
     pub run: u64,
     /// What is being done to start it.
     pub stage: &'static str,
+    /// How much of that is done, per cent, where that is known.
+    pub percent: Option<u8>,
     /// Its worker, while there is one.
     pub worker: Option<WorkerInfo>,
     /// Its network interfaces, while it has them.
@@ -134,6 +136,7 @@ impl Vm {
                 intent: Arc::new(intent),
                 run: 0,
                 stage: "worker",
+                percent: None,
                 worker: None,
                 nets: Vec::new(),
                 started_at,
@@ -148,7 +151,8 @@ impl Vm {
     ///
     /// # Errors
     /// The VM of this name runs; there is no room for more; the request contradicts itself.
-    pub fn create(context: &Arc<Context>, request: CreateRequest, owner: u32) -> Result<Starting, ApiError> {
+    pub fn create(context: &Arc<Context>, order: impl Into<Order>, owner: u32) -> Result<Starting, ApiError> {
+        let Order { request, files } = order.into();
         if request.remove_when_ended && request.spec.restart != Restart::No {
             let message = "a VM that is forgotten at its end is not started again; remove \"restart\", or leave the VM \
                            there at its end (without --rm)";
@@ -164,11 +168,12 @@ impl Vm {
         let (told, answer) = oneshot::channel();
         match (reserved, asks) {
             (Reserved::New(vm, place), Some(asks)) => {
-                Actor::spawn(context, &vm, asks, Origin::New { place, told });
+                Actor::spawn(context, &vm, asks, Origin::New { place, files, told });
                 Ok(Starting { vm, told: answer })
             }
             (Reserved::There(vm, place) | Reserved::New(vm, place), _) => {
-                vm.ask_later(Ask::Start(Box::new(Start { file: Some(request), place, told })));
+                let file = Some(Order { request, files });
+                vm.ask_later(Ask::Start(Box::new(Start { file, place, told })));
                 Ok(Starting { vm, told: answer })
             }
         }

@@ -320,6 +320,7 @@ mod tests {
     fn a_supervisor_is_judged_by_its_answer() {
         let info = |version: &str, jailer: Option<i32>| {
             Ok(VersionInfo {
+            files: None,
                 version: version.into(),
                 pid: 7,
                 uid: 1000,

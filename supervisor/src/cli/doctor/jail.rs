@@ -260,6 +260,7 @@ mod tests {
     #[test]
     fn cgroups_are_what_the_jailer_says_or_what_is_delegated() {
         let version = |cgroup: Option<&str>| VersionInfo {
+            files: None,
             version: "1".into(),
             pid: 1,
             uid: 1,

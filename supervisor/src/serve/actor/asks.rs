@@ -5,7 +5,7 @@ use crate::api::types::{ApiError, CreateRequest, Desired, ErrorCode, EventKind};
 use crate::serve::lifecycle::{Event, State};
 use crate::serve::registry::taken;
 use crate::serve::state::{self, hash};
-use crate::serve::vm::{Ask, Change, Reply, Start};
+use crate::serve::vm::{Ask, Change, Order, Reply, Start};
 use crate::serve::worker::ControlError;
 use tokio::sync::oneshot;
 use worker_api::Stats;
@@ -67,9 +67,10 @@ impl Actor {
             return None;
         }
         let before = self.intent.clone();
-        if let Some(CreateRequest { spec, remove_when_ended, source }) = file {
+        if let Some(Order { request: CreateRequest { spec, remove_when_ended, source, .. }, files }) = file {
             self.replace(spec, source);
             self.intent.remove_when_ended = remove_when_ended;
+            self.run.files = files;
         }
         (self.intent.desired, self.intent.restarts, self.row) = (Desired::Running, 0, 0);
         self.asked = Some(AskedStart { told, before: Some(before) });
@@ -189,9 +190,13 @@ impl Actor {
             let _ = told.send(Err(ApiError { code: ErrorCode::Conflict, message, field: None }));
             return None;
         }
-        let written = self.context.store.write(vec![state::Change::Remove(self.intent.number)]);
+        let (context, number) = (self.context.clone(), self.intent.number);
+        let written = context.store.write(vec![state::Change::Remove(number)]);
         tokio::spawn(async move {
-            let written = written.await.map_err(|error| ApiError {
+            let written = written.await;
+            // Who is told that it is removed has its room again.
+            context.storage.remove(number).await;
+            let written = written.map_err(|error| ApiError {
                 code: ErrorCode::Unavailable,
                 message: format!("it was removed, and that could not be written down: {error}"),
                 field: None,

@@ -88,6 +88,9 @@ impl Actor {
             if leased {
                 let _ = tokio::time::timeout(RELEASE, context.netd.settled()).await;
             }
+            if after == After::Remove {
+                context.storage.remove(number).await;
+            }
             // Its jailer forgets it now.
             drop(held);
             super::steps::Done::Recorded(after)

@@ -21,6 +21,7 @@ use super::jail::Held;
 use super::lifecycle::{self, Effect, Event, State};
 use super::nets::Interfaces;
 use super::registry::Place;
+use super::side::Received;
 use super::start::{Parcel, Stages};
 use super::state::{Change, Intent};
 use super::vm::{Ask, Reply, Vm};
@@ -49,6 +50,8 @@ pub enum Origin {
     New {
         /// Its place among those that run.
         place: Place,
+        /// Its files, where its owner handed them over.
+        files: Option<Received>,
         /// Who asked.
         told: Reply,
     },
@@ -95,6 +98,8 @@ pub struct Actor {
 #[derive(Default)]
 struct Run {
     place: Option<Place>,
+    /// What its owner handed over for this run, until it begins.
+    files: Option<Received>,
     held: Option<Held>,
     /// Its worker has ended.
     reaped: bool,
@@ -185,7 +190,8 @@ impl Actor {
 
     fn begin(&mut self, origin: Origin) {
         match origin {
-            Origin::New { place, told } => {
+            Origin::New { place, files, told } => {
+                self.run.files = files;
                 self.emit(EventKind::Created, "taken on");
                 self.asked = Some(AskedStart { told, before: None });
                 self.run.place = Some(place);

@@ -8,6 +8,7 @@ use crate::serve::health::Monitor;
 use crate::serve::jail::Held;
 use crate::serve::lifecycle::{After, Event};
 use crate::serve::nets::Interfaces;
+use crate::serve::provide;
 use crate::serve::refusals::unavailable;
 use crate::serve::start::{self, NotTaken, Prepared};
 use crate::serve::vm::unix_time;
@@ -41,17 +42,28 @@ pub enum Done {
 }
 
 impl Actor {
-    /// Opens the files and gets a worker: a new run.
+    /// Imports the files that came, opens them and gets a worker: a new run.
     pub(super) fn make(&mut self) {
+        let files = self.run.files.take();
         self.run = Run { place: self.run.place.take(), ..Run::default() };
         self.clock = Default::default();
         self.vm.phase.send_modify(|phase| {
             phase.run += 1;
             phase.stage = "worker";
         });
-        let (context, number, spec) = (self.context.clone(), VmId(self.intent.number), self.intent.spec.clone());
-        self.step =
-            Some(Box::pin(async move { Done::Prepared(start::prepare(&context, number, &spec).await.map(Box::new)) }));
+        let (context, vm, intent) = (self.context.clone(), self.vm.clone(), self.intent.clone());
+        self.step = Some(Box::pin(async move {
+            let stage = |stage, percent| {
+                vm.phase.send_modify(|phase| (phase.stage, phase.percent) = (stage, percent));
+            };
+            let prepared = async {
+                let source =
+                    provide::source(&context, &intent, files, |percent| stage("import", Some(percent))).await?;
+                stage("worker", None);
+                start::prepare(&context, VmId(intent.number), &intent.spec, source).await.map(Box::new)
+            };
+            Done::Prepared(prepared.await)
+        }));
     }
 
     /// Gives the worker its VM, and writes the handle meanwhile: whoever is told that it runs can be sure that the next

@@ -34,7 +34,7 @@ impl Own {
         if let (Call::Create, Some(wanted)) = (call, wanted) {
             tasks::admit(context, &wanted.spec)?;
             let (spec, source) = (wanted.spec.clone(), Some(step.source(wanted)));
-            let request = CreateRequest { spec, remove_when_ended: false, source };
+            let request = CreateRequest { spec, remove_when_ended: false, source, files: None };
             tasks::create(context, request, owner, begin(OperationKind::Create)).await?;
             return Ok(Answer::Done);
         }
@@ -48,8 +48,11 @@ impl Own {
                     source: Some(step.source(wanted)),
                     if_generation: step.there.as_ref().map(|vm| vm.generation),
                     deadline_s: DEADLINE_S,
+                    files: None,
                 };
-                return tasks::update(context, &hold, request, begin(OperationKind::Update)).await.map(Answer::Updated);
+                return tasks::update(context, &hold, request, None, begin(OperationKind::Update))
+                    .await
+                    .map(Answer::Updated);
             }
             (Call::Start, _) => tasks::start(context, &hold.vm, begin(OperationKind::Start)).await?,
             (Call::Look, _) => return Ok(Answer::Seen(There::from(&hold.vm.summary()))),
