@@ -1,6 +1,8 @@
 //! A whole vmsup to talk to: a supervisor of an ordinary user, with its jailer and workers, driven by the CLI.
 
 use crate::{Scratch, eventually, names, program, user::User};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -127,7 +129,7 @@ impl Host {
         let socket = self.folder().join("api.sock");
         eventually("the supervisor's socket", || {
             assert!(self.supervisor.try_wait().unwrap().is_none(), "the supervisor ended: {}", self.log());
-            std::os::unix::net::UnixStream::connect(&socket).is_ok()
+            UnixStream::connect(&socket).is_ok()
         });
     }
 
@@ -193,6 +195,30 @@ impl Host {
     /// `vmsup ls --json`.
     pub fn ls(&self) -> Vec<serde_json::Value> {
         serde_json::from_str(&self.vmsup(&["ls", "--json"]).ok()).unwrap()
+    }
+
+    /// What the API answers to these bytes, up to 1 MiB of it; nothing where it hangs up.
+    ///
+    /// # Panics
+    /// Where nobody listens.
+    pub fn http(&self, request: &[u8]) -> String {
+        let mut stream = UnixStream::connect(self.folder().join("api.sock")).unwrap();
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(30))).unwrap();
+        // A supervisor that has answered before it read all of it may have hung up already.
+        let _ = stream.write_all(request);
+        let mut answer = Vec::new();
+        let _ = stream.take(1 << 20).read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    /// What the API has at this path.
+    ///
+    /// # Panics
+    /// Where it refuses.
+    pub fn get(&self, path: &str) -> String {
+        let answer = self.http(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes());
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        answer
     }
 
     /// The state of a VM as `ls` has it, empty where it is not listed.

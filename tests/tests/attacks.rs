@@ -131,17 +131,6 @@ fn hostile_host() -> (Host, Scratch) {
     (host, folder)
 }
 
-/// Bounded, and with a deadline: a supervisor that hangs is a failure, not a test that hangs.
-fn http(host: &Host, request: &[u8]) -> String {
-    let mut stream = UnixStream::connect(host.folder().join("api.sock")).unwrap();
-    stream.set_read_timeout(Some(std::time::Duration::from_secs(30))).unwrap();
-    // A supervisor that has answered before it read all of it may have hung up already.
-    let _ = stream.write_all(request);
-    let mut answer = Vec::new();
-    let _ = stream.take(1 << 20).read_to_end(&mut answer);
-    String::from_utf8_lossy(&answer).into_owned()
-}
-
 #[test]
 fn a_worker_that_answers_nonsense_is_killed_and_leaves_nothing() {
     let (host, _folder) = hostile_host();
@@ -250,7 +239,7 @@ fn a_client_that_sends_garbage_is_refused_and_costs_nothing() {
     requests.push(post(spec("vm", &format!("{folder}/lock")).as_bytes()));
     requests.push(post(spec("vm", &format!("{folder}/api.sock")).as_bytes()));
     for request in &requests {
-        let answer = http(&host, request);
+        let answer = host.http(request);
         let shown = String::from_utf8_lossy(&request[..request.len().min(300)]);
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{shown}\n{answer}");
         assert!(!answer.contains('\x1b'), "{answer}");

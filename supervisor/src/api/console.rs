@@ -3,6 +3,7 @@
 use super::error::Refusal;
 use super::handlers::{Answer, Shared, find};
 use super::listen::Caller;
+use super::patient::Patient;
 use super::types::{ApiError, ErrorCode};
 use super::{CONSOLE_INPUT_HEADER, CONSOLE_PROTOCOL};
 use crate::serve::stream::Attached;
@@ -11,7 +12,6 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use tokio::net::UnixStream;
 
 /// How a console is attached.
 #[derive(Debug, Clone, Copy, Deserialize, utoipa::IntoParams)]
@@ -61,8 +61,8 @@ pub async fn console(
     tokio::spawn(async move {
         // Its place among the connections is taken as long as the stream lasts.
         let _caller = caller;
-        match upgrade.await.map(|io| io.downcast::<TokioIo<UnixStream>>()) {
-            Ok(Ok(parts)) => attached.run(parts.io.into_inner(), &parts.read_buf).await,
+        match upgrade.await.map(|io| io.downcast::<TokioIo<Patient>>()) {
+            Ok(Ok(parts)) => attached.run(parts.io.into_inner().into_inner(), &parts.read_buf).await,
             Ok(Err(_)) => tracing::error!("a console connection that is no Unix socket"),
             Err(error) => tracing::debug!(%error, "a client asked for a console and hung up"),
         }

@@ -4,6 +4,7 @@
 //! somebody whose rights have changed is closed: the configuration may be read again at any time.
 
 use super::error::Refusal;
+use super::patient::Patient;
 use super::shares::{Share, Shares, Wait};
 use super::types::ErrorCode;
 use crate::serve::Context;
@@ -17,6 +18,7 @@ use hyper_util::service::TowerToHyperService;
 use ipc::peer::Peer;
 use std::collections::BTreeSet;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
@@ -46,6 +48,8 @@ pub struct Caller {
     share: Option<Arc<Share>>,
     /// The places of those who wait.
     waiting: Arc<Semaphore>,
+    /// They get what comes when it comes, and may take it when they like.
+    follows: Arc<AtomicBool>,
 }
 
 /// A place among those whose answers come when something happens.
@@ -87,6 +91,7 @@ impl Caller {
         };
         let own = self.share.as_ref().map(|share| share.wait().ok_or_else(|| full("too many of your clients")));
         let place = self.waiting.clone().try_acquire_owned().map_err(|_| full("too many clients"))?;
+        self.follows.store(true, Ordering::Relaxed);
         Ok(Waits { _place: place, _share: own.transpose()? })
     }
 
@@ -137,7 +142,7 @@ impl Connections {
             return Ok(Admission::TooMany);
         }
         let (peer, waiting) = (Arc::new(peer), self.waiting.clone());
-        Ok(Admission::Caller(Caller { peer, who, _place: Arc::new(place), share, waiting }))
+        Ok(Admission::Caller(Caller { peer, who, _place: Arc::new(place), share, waiting, follows: Arc::default() }))
     }
 
     /// Says in the log who was turned away, each of them once: nobody is to fill it.
@@ -229,7 +234,8 @@ async fn serve(stream: UnixStream, context: Arc<Context>, router: axum::Router, 
         request.extensions_mut().insert(theirs.clone());
         router.call(request)
     });
-    let connection = http().serve_connection(TokioIo::new(stream), service).with_upgrades();
+    let stream = TokioIo::new(Patient::new(stream, caller.follows.clone()));
+    let connection = http().serve_connection(stream, service).with_upgrades();
     let ended = tokio::select! {
         ended = connection => ended,
         () = caller.until_denied(&context.tenants) => {

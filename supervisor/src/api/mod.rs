@@ -20,6 +20,7 @@ pub(crate) mod nets;
 pub(crate) mod openapi;
 pub(crate) mod operate;
 pub(crate) mod ops;
+mod patient;
 mod shares;
 pub mod types;
 pub(crate) mod vms;
