@@ -13,6 +13,7 @@
 
 use super::console::Console;
 use super::end::WorkerEnd;
+use super::fault::{self, Step};
 use super::handle::{self, Handle, Left};
 use super::jail::{Held, Inherited, Listing};
 use super::nets::Interfaces;
@@ -223,7 +224,9 @@ async fn found(
 ) -> std::io::Result<Fate> {
     let with_input = intent.spec.console.as_ref().is_none_or(|console| console.input);
     held.warm = handle.warm;
-    let how = match interview(context, &held.worker, with_input).await {
+    let said = interview(context, &held.worker, with_input).await;
+    fault::here(Step::AdoptAsked);
+    let how = match said {
         Said::Runs { control, paused, console } => {
             // Whoever asked for it may not have been told: now it is there.
             intent.confirmed = true;
@@ -364,6 +367,7 @@ fn interfaces(context: &Context, handle: &Handle, told: Option<&BTreeSet<(u64, u
 /// Takes the row and the handle of a VM that never ran.
 pub fn forget(context: &Context, intent: &Intent) {
     remove_handle(context, intent);
+    fault::here(Step::AdoptForgetting);
     drop(context.store.write(vec![state::Change::Remove(intent.number)]));
 }
 

@@ -5,6 +5,7 @@
 //! <runtime>/handles/<id>.json     written beside, synced, renamed; removed when the VM has ended
 //! ```
 
+use super::fault::{self, Step};
 use super::state::Intent;
 use crate::api::types::VmNet;
 use serde::{Deserialize, Serialize};
@@ -96,5 +97,7 @@ fn replace(dir: &std::os::fd::OwnedFd, name: &str, bytes: &[u8]) -> std::io::Res
     let mut file = std::fs::File::from(file);
     file.write_all(bytes)?;
     file.sync_all()?;
-    Ok(rustix::fs::renameat(dir, &beside, dir, name)?)
+    fault::passable(Step::HandleBeside)?;
+    rustix::fs::renameat(dir, &beside, dir, name)?;
+    Ok(fault::passable(Step::HandlePlaced)?)
 }

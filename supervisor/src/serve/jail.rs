@@ -6,6 +6,7 @@
 //! this supervisor leaves, the workers that were handed over live on.
 
 use super::end::WorkerEnd;
+use super::fault::{self, Step};
 use super::readiness::watch;
 use ipc::Channel;
 use jail_spec::{CgroupLimits, Facts, Refusal, Reply, Request, Rlimits, Slot, Worker};
@@ -245,6 +246,7 @@ impl Jail {
             async move {
                 while let Some(slot) = forgotten.recv().await {
                     let sent = jail.send(&Request::Forget { slot }).await;
+                    fault::here(Step::EndForgotten);
                     jail.farewells.pending.send_modify(|n| *n -= 1);
                     if let Err(error) = sent {
                         jail.lost(&error);

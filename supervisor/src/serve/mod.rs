@@ -30,6 +30,7 @@ mod confine;
 pub(crate) mod console;
 mod end;
 pub(crate) mod events;
+mod fault;
 mod files;
 mod handle;
 mod health;
@@ -189,6 +190,10 @@ pub enum ServeError {
     /// The process could not be confined.
     #[error("the supervisor could not confine itself: {0}")]
     Confine(String),
+    /// `VMSUP_FAULT` says nothing that can be done.
+    #[cfg(feature = "faults")]
+    #[error("{0}")]
+    Fault(String),
     /// A resource of the process itself could not be had.
     #[error("{0}: {1}")]
     System(&'static str, #[source] std::io::Error),
@@ -258,6 +263,8 @@ pub fn serve(options: ServeOptions) -> Result<(), ServeError> {
     if options.background && background::needs_a_child() {
         return background::in_a_child();
     }
+    #[cfg(feature = "faults")]
+    fault::arm()?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let dir = rundir::chosen(options.runtime_dir.clone());
     let socket = options.socket.clone().unwrap_or_else(|| dir.join(paths::API_SOCKET));
@@ -392,6 +399,7 @@ fn confined(
     if let Some(starter) = &starter {
         starter.detach()?;
     }
+    fault::here(fault::Step::AdoptLooked);
     if let Err(error) = confine::confine() {
         ready.listening.place.withdraw();
         if let Some(starter) = starter {

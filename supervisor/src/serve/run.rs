@@ -6,6 +6,7 @@
 use super::adopt::{self, Fate};
 use super::events::About;
 use super::events::Events;
+use super::fault::{self, Step};
 use super::listening::Listening;
 use super::ops::Operations;
 use super::readiness::watch;
@@ -99,8 +100,10 @@ pub async fn run(ready: Ready, serving: impl FnOnce()) -> Result<(), ServeError>
         context.events.emit(EventKind::StateTrouble, None, said.as_str());
     }
     let fates = adopt::fates(&context, inherited, verdicts).await;
+    fault::here(Step::AdoptJudged);
     settle(&context, fates.map_err(|e| ServeError::System("taking over the VMs that run (they go on)", e))?);
 
+    fault::here(Step::AdoptSettled);
     let vms = context.registry.list().iter().map(|vm| vm.intent()).collect();
     tokio::spawn({
         let context = context.clone();
@@ -147,6 +150,7 @@ pub async fn run(ready: Ready, serving: impl FnOnce()) -> Result<(), ServeError>
         handing.abort();
         let _ = rustix::fs::unlink(path);
     }
+    fault::here(Step::LeaveWithdrawn);
     tokio::select! {
         _ = tokio::time::timeout(UNDER_WAY, nothing_starts(&context)) => {}
         () = signalled(&signals) => {}
@@ -160,6 +164,7 @@ pub async fn run(ready: Ready, serving: impl FnOnce()) -> Result<(), ServeError>
         tokio::join!(connections.all_closed(), jail, netd, context.store.settled())
     };
     let _ = tokio::time::timeout(LAST_ANSWERS, last).await;
+    fault::here(Step::LeaveSettled);
     if terminal {
         eprintln!("vmsup: {sentence}");
     } else {

@@ -3,6 +3,7 @@
 
 use super::Context;
 use super::console::{Console, WorkerEnds};
+use super::fault::{self, Step};
 use super::files::GuestFiles;
 use super::jail::{Held, MakeError};
 use super::memfd;
@@ -113,6 +114,7 @@ pub async fn prepare(context: &Context, id: VmId, spec: &VmSpec, source: Source)
     let making = make(context, spec, source, place);
     // Whichever fails first gives up the other: a worker that is not taken is killed, a lease is released.
     let ((mut nets, leased), (held, console, mut parcel, files, made)) = tokio::try_join!(leasing, making)?;
+    fault::waits(Step::StartLeased).await?;
     parcel.taps = std::mem::take(&mut nets.taps);
     parcel.spec.nets = std::mem::take(&mut nets.specs);
     // vmjson::check and netd's client have looked at all of it: what is left is a defect, but not one for a worker.
@@ -134,6 +136,7 @@ async fn make(
         Ok(files) => files?,
         Err(_) => return Err(unavailable("the VM's files could not be opened in time; is their file system there?")),
     };
+    fault::waits(Step::StartFiles).await?;
     let pending = match early {
         Some(pending) => pending,
         None => context.jail.make(limits, rlimits(spec, files.largest_writable)).await,
@@ -146,6 +149,7 @@ async fn make(
         Ok(Err(_)) => return Err(no_worker(MakeError::Gone)),
         Err(_) => return Err(unavailable("the jailer made no worker in time; the host is overloaded, try again")),
     };
+    fault::waits(Step::StartWorker).await?;
     Ok((held, console, parcel, files, Instant::now()))
 }
 
@@ -195,10 +199,12 @@ pub async fn hand_over(
 ) -> Result<(Control, Timings), NotTaken> {
     let start = async {
         let control = Control::connect(context.host.workers.as_fd(), &held)?;
+        fault::waits(Step::StartConnected).await.map_err(std::io::Error::from)?;
         let fds = parcel.fds(&context.host.kvm);
         let offer = context.host.offer.get_or_try_init(|| control.offer(context.host.kvm.as_fd())).await?;
         let spec = StartSpec { offer: Some(offer.clone()), ..parcel.spec.clone() };
         let timings = control.start(spec, &fds).await?;
+        fault::waits(Step::StartGiven).await.map_err(std::io::Error::from)?;
         Ok::<_, ControlError>((control, timings))
     };
     match tokio::time::timeout(context.deadlines.start, start).await {

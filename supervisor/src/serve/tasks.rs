@@ -2,6 +2,7 @@
 //! ([`super::ops`]), and goes on when whoever asked has gone.
 
 use super::Context;
+use super::fault::{self, Step};
 use super::ops::Running;
 use super::provide;
 use super::refusals::no_cgroup;
@@ -169,10 +170,12 @@ async fn updated(
     if let Err(error) = stopped {
         return (Err(error), cancelled);
     }
+    fault::here(Step::UpdateStopped);
     op.stage("worker", None);
     if let Err(error) = vm.change(spec, source, generation, false).await {
         return (Err(error), false);
     }
+    fault::here(Step::UpdateChanged);
     match vm.start(context) {
         Ok(starting) => {
             let (result, cancelled) = until_running(op, starting).await;

@@ -4,6 +4,7 @@ use super::actor::{Actor, Origin};
 use super::adopt::{Found, How};
 pub use super::ask::{Ask, Change, Order, Reply, Start};
 use super::console::Console;
+use super::fault::{self, Step};
 pub use super::hold::Hold;
 use super::jail::Held;
 use super::registry::{Entry, Reserved, is_end};
@@ -168,6 +169,7 @@ impl Vm {
         let (told, answer) = oneshot::channel();
         match (reserved, asks) {
             (Reserved::New(vm, place), Some(asks)) => {
+                fault::here(Step::CreateReserved);
                 Actor::spawn(context, &vm, asks, Origin::New { place, files, told });
                 Ok(Starting { vm, told: answer })
             }

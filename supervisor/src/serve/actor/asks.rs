@@ -2,6 +2,7 @@
 
 use super::{Actor, AskedStart, Goal};
 use crate::api::types::{ApiError, CreateRequest, Desired, ErrorCode, EventKind};
+use crate::serve::fault::{self, Step};
 use crate::serve::lifecycle::{Event, State};
 use crate::serve::registry::taken;
 use crate::serve::state::{self, hash};
@@ -57,6 +58,7 @@ impl Actor {
         if !at_its_end && self.intent.desired != Desired::Stopped {
             self.intent.desired = Desired::Stopped;
             self.save();
+            fault::here(Step::StopQueued);
         }
     }
 
@@ -163,6 +165,7 @@ impl Actor {
             watcher.wants(monitor, console.as_ref());
         }
         let cause = if in_place { "its file was changed; it runs on" } else { "its file was changed" };
+        fault::here(Step::ChangeMade);
         self.emit(EventKind::Updated, cause);
         self.publish();
         let written = self.context.store.write(vec![state::Change::Put(Box::new(self.intent.clone()))]);
@@ -179,6 +182,7 @@ impl Actor {
                 message: format!("it was changed, and that could not be written down: {error}"),
                 field: None,
             });
+            fault::here(Step::ChangeWritten);
             let _ = told.send(written);
         });
     }
@@ -191,7 +195,9 @@ impl Actor {
             return None;
         }
         let (context, number) = (self.context.clone(), self.intent.number);
+        fault::here(Step::RemoveAsked);
         let written = context.store.write(vec![state::Change::Remove(number)]);
+        fault::here(Step::RemoveQueued);
         tokio::spawn(async move {
             let written = written.await;
             // Who is told that it is removed has its room again.
@@ -201,6 +207,7 @@ impl Actor {
                 message: format!("it was removed, and that could not be written down: {error}"),
                 field: None,
             });
+            fault::here(Step::RemoveWritten);
             let _ = told.send(written);
         });
         Some(Event::RemoveAsked)

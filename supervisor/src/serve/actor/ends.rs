@@ -8,6 +8,7 @@ use super::{Actor, AskedStart};
 use crate::api::types::{ApiError, Desired, End, EndKind, ErrorCode, EventKind};
 use crate::serve::Context;
 use crate::serve::adopt::{Found, How};
+use crate::serve::fault::{self, Step};
 use crate::serve::jail::Held;
 use crate::serve::lifecycle::{After, Event, State, is_guests};
 use crate::serve::registry::Place;
@@ -41,6 +42,7 @@ impl Actor {
     /// Writes the end down and decides what comes.
     pub(super) fn record(&mut self) {
         let State::Ended { kind, asked } = self.state else { return };
+        fault::here(Step::EndHeard);
         let quick = is_guests(kind) && self.run.failure.is_none() && self.run.held.is_some();
         if quick && self.run.began.is_none() {
             self.runs();
@@ -75,6 +77,7 @@ impl Actor {
                 _ => (Some(change), None),
             };
             write(&context, first).await;
+            fault::here(Step::EndWritten);
             if let Some(writing) = writing {
                 // Its disk may hang, too.
                 let _ = tokio::time::timeout(WRITE, writing).await;
@@ -82,6 +85,7 @@ impl Actor {
             if let Err(error) = context.handles.remove(number) {
                 tracing::error!(%error, "the handle of a VM that has ended could not be removed");
             }
+            fault::here(Step::EndHandleRemoved);
             write(&context, then).await;
             let leased = !nets.leases.is_empty();
             drop((nets, control));
@@ -91,8 +95,10 @@ impl Actor {
             if after == After::Remove {
                 context.storage.remove(number).await;
             }
+            fault::here(Step::EndReleased);
             // Its jailer forgets it now.
             drop(held);
+            fault::here(Step::EndLetGo);
             super::steps::Done::Recorded(after)
         }));
     }
@@ -157,6 +163,7 @@ impl Actor {
 
     /// Nothing of it runs any more.
     pub(super) fn came_to_rest(&mut self, before: State) {
+        fault::here(Step::EndRests);
         let told = self.run.told.take();
         let forgotten = matches!(before, State::Ended { .. }) && told.as_ref().is_some_and(|told| !told.undone);
         self.run = Default::default();

@@ -16,6 +16,7 @@ use super::Context;
 use super::adopt::{Found, How};
 use super::console::Console;
 use super::end::WorkerEnd;
+use super::fault::{self, Step as Point};
 use super::health::{Monitor, Sight};
 use super::jail::Held;
 use super::lifecycle::{self, Effect, Event, State};
@@ -198,6 +199,7 @@ impl Actor {
                 self.emit(EventKind::Starting, "asked for by its owner");
                 // With the word that it runs, most often: until then nobody counts on it.
                 self.context.store.queue(Change::Put(Box::new(self.intent.clone())));
+                fault::here(Point::CreateQueued);
                 self.happened(Event::StartAsked);
             }
             Origin::Found { found, place } => self.adopt(*found, place),
@@ -306,6 +308,7 @@ impl Actor {
                 // The signal first: a worker whose socket closes might leave by itself, and look as if it had failed.
                 if let Some(held) = &self.run.held {
                     held.kill();
+                    fault::here(Point::KillSent);
                 }
                 // Whatever was under way is given up; what it held closes.
                 (self.step, self.run.parcel, self.clock.deadline) = (None, None, None);

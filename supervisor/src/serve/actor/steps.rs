@@ -3,6 +3,7 @@
 use super::{Actor, Run};
 use crate::api::types::{ApiError, VmNet};
 use crate::serve::console::Console;
+use crate::serve::fault;
 use crate::serve::handle::{self, Handle};
 use crate::serve::health::Monitor;
 use crate::serve::jail::Held;
@@ -128,6 +129,7 @@ impl Actor {
         let deadline = self.context.deadlines.control;
         self.step = Some(Box::pin(async move {
             let pressed = control.press_power_button().await;
+            fault::here(fault::Step::StopPressed);
             if resume && let Err(error) = control.resume(deadline).await {
                 return Done::Pressed(Err(error));
             }

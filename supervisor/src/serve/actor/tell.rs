@@ -3,6 +3,7 @@
 use super::Actor;
 use crate::api::types::{EventKind, WorkerInfo};
 use crate::serve::events::About;
+use crate::serve::fault::{self, Step};
 use crate::serve::jail::Held;
 use crate::serve::lifecycle::{Cause, State};
 use crate::serve::state::Change;
@@ -69,6 +70,7 @@ impl Actor {
         let pid = self.run.held.as_ref().map(|held| held.worker.pid);
         tracing::info!(pid, "running");
         self.emit(EventKind::Started, "its vCPUs run");
+        fault::here(Step::StartRunning);
         self.intent.confirmed = true;
         let written = self.context.store.write(vec![Change::Put(Box::new(self.intent.clone()))]);
         self.publish();
@@ -78,6 +80,7 @@ impl Actor {
                 // It runs, and its handle says what it is: the next supervisor knows it from there.
                 tracing::error!(%error, "a VM that runs could not be written down");
             }
+            fault::here(Step::StartConfirmed);
             if let Some(asked) = asked {
                 let _ = asked.told.send(Ok(()));
             }

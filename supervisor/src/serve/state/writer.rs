@@ -14,6 +14,7 @@
 use super::StateError;
 use super::pending::Pending;
 use super::rows;
+use crate::serve::fault::{self, Step};
 use rusqlite::Connection;
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -237,6 +238,7 @@ impl Shared {
             made.inspect_err(|error| tracing::warn!(%error, "no thread for syncing the state")).ok()
         });
         while let Some((changes, waiters)) = self.next() {
+            fault::here(Step::StateTaken);
             let outcome = match writer.commit(&changes) {
                 Ok(()) => {
                     self.committed(syncer.is_some());
@@ -250,6 +252,7 @@ impl Shared {
                     Err(error)
                 }
             };
+            fault::here(Step::StateCommitted);
             waiters.into_iter().for_each(|waiter| drop(waiter.send(outcome.clone())));
             if !locked(&self.queue).fresh {
                 writer.checkpoint();

@@ -12,6 +12,7 @@
 //! (`restart`). `vmsup apply` starts it.
 
 use super::ServeError;
+use super::fault::{self, Step as Point};
 use super::readiness::watch as readable;
 use crate::reconcile::{
     AT_ONCE, Action, Answer, Call, Counts, Host, Next, Outcome, Place, Plan, Scope, Sources, Step, There, Wanted,
@@ -178,6 +179,7 @@ impl<A: Actions> Keeper<A> {
             Err(conflicts) => return self.nothing(conflicts.iter().map(ToString::to_string).collect()),
         };
         plan.start(|vm| self.owed.contains(&vm.id));
+        fault::here(Point::WatchPlanned);
         let (counts, failures) = self.carry_out(sources, plan).await;
         let sentence = std::iter::once(format!("{name}: {counts}")).chain(failures).collect::<Vec<_>>().join("; ");
         if counts.done() == 0 && counts.failed == 0 {
@@ -215,6 +217,7 @@ impl<A: Actions> Keeper<A> {
             while let Some(over) = steps.join_next().await {
                 // A panic would have ended the process, and nobody aborts these tasks but with this one.
                 let Ok((n, outcome)) = over else { continue };
+                fault::here(Point::WatchStepped);
                 came.add(&work.1.steps[n], &outcome);
                 self.owe(&work.1.steps[n], &outcome);
             }
