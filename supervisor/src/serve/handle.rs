@@ -95,9 +95,33 @@ fn replace(dir: &std::os::fd::OwnedFd, name: &str, bytes: &[u8]) -> std::io::Res
     let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(dir, &beside, flags, Mode::RUSR | Mode::WUSR)?;
     let mut file = std::fs::File::from(file);
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fault::passable(Step::HandleBeside)?;
-    rustix::fs::renameat(dir, &beside, dir, name)?;
-    Ok(fault::passable(Step::HandlePlaced)?)
+    let placed = (|| {
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fault::passable(Step::HandleBeside)?;
+        rustix::fs::renameat(dir, &beside, dir, name)?;
+        Ok(fault::passable(Step::HandlePlaced)?)
+    })();
+    if placed.is_err() {
+        // What a full disk cut short takes no place on it. There is none where the last of it failed.
+        let _ = rustix::fs::unlinkat(dir, &beside, rustix::fs::AtFlags::empty());
+    }
+    placed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::testing::{TempDir, handle};
+
+    #[tokio::test]
+    async fn a_handle_that_cannot_be_placed_leaves_nothing_beside_its_place() {
+        let dir = TempDir::new();
+        let handles = Handles::new(std::fs::File::open(dir.path()).unwrap().into());
+        // A directory is in its place.
+        std::fs::create_dir(dir.path().join("0000000000000001.json")).unwrap();
+        handles.write(&handle(1, "a")).await.unwrap_err();
+        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, ["0000000000000001.json"]);
+    }
 }
