@@ -38,10 +38,14 @@ build: guests
 guests:
 	@$(MAKE) --no-print-directory -C tests/guest
 
-## What only tests need, beside the programs.
+## What only tests need, beside the programs: among it a vmsup with faults (supervisor/src/serve/fault.rs) in a folder of its
+## own. The last build puts the one without them back where a release is.
 test-programs: build
 	cargo build --release --locked -p vmsup-tests --bins
 	@install -m 755 $(addprefix $(release)/vmsup-,probe lease-times lessee) target/bin/
+	cargo build --release --locked $(crates) --features vmsup/faults --bin vmsup
+	@install -D -m 755 $(release)/vmsup target/bin/faults/vmsup
+	@cargo build --release --locked --quiet $(crates)
 
 ## The main job, shown step by step.
 demo: deps build

@@ -89,7 +89,7 @@ impl Host {
         let vmsup = program("vmsup").to_str().unwrap().to_owned();
         let started: Vec<String> =
             wrapper.iter().copied().chain([&*vmsup, "serve"]).chain(args.iter().copied()).map(str::to_owned).collect();
-        let supervisor = serve(user, &started, &runtime, &work);
+        let supervisor = serve(user, &started, &runtime, &work, &[]);
         let mut host = Host { user: user.clone(), supervisor, started, runtime, work };
         host.wait_until_it_serves();
         host
@@ -100,8 +100,20 @@ impl Host {
     /// # Panics
     /// Where it does not come up.
     pub fn next(&mut self) {
-        self.supervisor = serve(&self.user, &self.started, &self.runtime, &self.work);
+        self.supervisor = serve(&self.user, &self.started, &self.runtime, &self.work, &[]);
         self.wait_until_it_serves();
+    }
+
+    /// The next supervisor, started as the first one was, which is gone: the program that has faults, with these
+    /// (`VMSUP_FAULT`, and the seed of those that strike at random). Not waited for: it may not live to serve.
+    pub fn next_with_faults(&mut self, faults: &str, seed: u64) {
+        let programs = ["vmsup", "vmsup-jailer", "vmsup-worker", "faults/vmsup"].map(program);
+        let [whole, jailer, worker, faulty] = programs.map(|path| path.to_str().unwrap().to_owned());
+        let mut started: Vec<String> =
+            self.started.iter().map(|arg| if *arg == whole { faulty.clone() } else { arg.clone() }).collect();
+        started.extend(["--jailer".into(), jailer, "--worker".into(), worker]);
+        let env = [("VMSUP_FAULT", faults), ("VMSUP_FAULT_SEED", &seed.to_string())];
+        self.supervisor = serve(&self.user, &started, &self.runtime, &self.work, &env);
     }
 
     /// Kills the supervisor, and starts the next one.
@@ -125,7 +137,10 @@ impl Host {
     }
 
     /// It answers: before that it takes over what there is.
-    fn wait_until_it_serves(&mut self) {
+    ///
+    /// # Panics
+    /// Where it does not come up.
+    pub fn wait_until_it_serves(&mut self) {
         let socket = self.folder().join("api.sock");
         eventually("the supervisor's socket", || {
             assert!(self.supervisor.try_wait().unwrap().is_none(), "the supervisor ended: {}", self.log());
@@ -354,14 +369,15 @@ fn parent(pid: i32) -> Option<i32> {
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
-/// Starts a supervisor; what it says is appended to its log.
-fn serve(user: &User, started: &[String], runtime: &Scratch, work: &Scratch) -> Child {
+/// Starts a supervisor with this more in its environment; what it says is appended to its log.
+fn serve(user: &User, started: &[String], runtime: &Scratch, work: &Scratch, env: &[(&str, &str)]) -> Child {
     let log = std::fs::File::options().append(true).create(true).open(work.path().join("supervisor.log")).unwrap();
     user.command(&started[0])
         .args(&started[1..])
         .env("XDG_RUNTIME_DIR", runtime.path())
         .env("XDG_STATE_HOME", runtime.path().join("state"))
         .env("VMSUP_LOG", "debug")
+        .envs(env.iter().copied())
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log)

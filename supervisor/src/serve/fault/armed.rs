@@ -120,7 +120,7 @@ fn struck(step: Step) -> Option<Can> {
         }
     }
     if struck == Some(Can::Die) {
-        eprintln!("vmsup: killed by VMSUP_FAULT at {}", step.name());
+        eprintln!("vmsup: ends at {} (VMSUP_FAULT)", step.name());
         let _ = pidfd_send_signal(own, Signal::KILL);
         // The signal comes before the next instruction.
         std::process::abort();
@@ -151,7 +151,10 @@ pub fn passable(step: Step) -> Result<(), Fault> {
 pub async fn waits(step: Step) -> Result<(), Fault> {
     match struck(step) {
         None => Ok(()),
-        Some(Can::Hang) => std::future::pending().await,
+        Some(Can::Hang) => {
+            eprintln!("vmsup: hangs at {} (VMSUP_FAULT)", step.name());
+            std::future::pending().await
+        }
         Some(_) => Err(Fault(step)),
     }
 }
