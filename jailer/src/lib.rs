@@ -35,4 +35,5 @@ mod signals;
 pub mod stages;
 #[allow(unsafe_code)]
 pub mod sys;
+pub mod trial;
 mod workers;

@@ -12,6 +12,14 @@ use std::io::{PipeReader, PipeWriter, Read, Write};
 /// Exit status of a child whose step failed; which one stands in its report.
 pub const STEP_FAILED: i32 = 125;
 
+/// The namespaces that a worker is born into, beside its user namespace.
+pub const NAMESPACES: i32 = libc::CLONE_NEWNS
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWCGROUP;
+
 /// What all workers of this jailer share.
 pub struct Workshop {
     /// `/dev/null`.
@@ -129,14 +137,7 @@ fn outer_child(mut stages: Stages<'_>, clear_groups: bool, report: &PipeWriter, 
     if let Err(step) = plan::carry_out(&plan::outer(clear_groups), &mut stages) {
         failed(step);
     }
-    let flags = libc::CLONE_PARENT
-        | libc::CLONE_NEWNS
-        | libc::CLONE_NEWPID
-        | libc::CLONE_NEWNET
-        | libc::CLONE_NEWIPC
-        | libc::CLONE_NEWUTS
-        | libc::CLONE_NEWCGROUP;
-    match sys::clone3(&sys::Clone { flags, ..Default::default() }) {
+    match sys::clone3(&sys::Clone { flags: libc::CLONE_PARENT | NAMESPACES, ..Default::default() }) {
         Err(errno) => failed(Failed { step: "clone-namespaces".into(), errno: errno.raw_os_error() }),
         Ok(Forked::Parent { pid, .. }) => {
             let mut writer = pid_writer;
