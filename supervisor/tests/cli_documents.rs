@@ -2,7 +2,7 @@
 
 mod support;
 
-use support::Place;
+use support::{Answer, Fake, Place};
 
 #[track_caller]
 fn printed(args: &[&str]) -> String {
@@ -81,31 +81,40 @@ fn the_version_is_told_without_a_supervisor() {
 fn doctor_checks_the_host_and_starts_nothing() {
     let place = Place::new();
     let done = place.run(&["doctor", "--json"]);
-    let report: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
-    let checks = report["checks"].as_array().unwrap();
-    let names: Vec<&str> = checks.iter().map(|c| c["check"].as_str().unwrap()).collect();
-    for name in [
+    let lines: Vec<serde_json::Value> = serde_json::from_str(&done.stdout).unwrap();
+    let ids: Vec<&str> = lines.iter().map(|line| line["id"].as_str().unwrap()).collect();
+    for id in [
+        "kernel",
         "kvm",
-        "user namespaces",
-        "subordinate ids",
+        "user-namespaces",
+        "subordinate-ids",
         "landlock",
         "seccomp",
         "cgroups",
+        "cpu-vulnerabilities",
+        "swap",
+        "memory",
+        "open-files",
         "programs",
         "supervisor",
-        "runtime directory",
-        "memory",
+        "systemd-units",
+        "runtime-directory",
+        "state-directory",
         "netd",
         "nft",
-        "tun device",
+        "tun-device",
     ] {
-        assert!(names.contains(&name), "{name} is missing in {names:?}");
+        assert!(ids.contains(&id), "{id} is missing in {ids:?}");
     }
-    for check in checks.iter().filter(|c| c["result"] != "ok") {
-        assert!(!check["why"].as_str().unwrap().is_empty() && !check["fix"].as_str().unwrap().is_empty(), "{check}");
+    for line in &lines {
+        let text = |key: &str| line[key].as_str().unwrap().to_owned();
+        let fine = line["state"] == "ok";
+        assert!(!text("group").is_empty() && !text("found").is_empty(), "{line}");
+        assert_eq!((text("why").is_empty(), text("mend").is_empty()), (fine, fine), "{line}");
+        assert!(["ok", "warning", "failure", "unknown"].contains(&text("state").as_str()), "{line}");
     }
-    let failed = checks.iter().any(|c| c["result"] == "failure");
-    assert_eq!((report["ok"].as_bool(), done.status), (Some(!failed), i32::from(failed)));
+    let failed = lines.iter().any(|line| line["state"] == "failure");
+    assert_eq!(done.status, i32::from(failed));
     assert_eq!(done.stderr, "");
     assert_eq!(place.leftovers(), Vec::<std::path::PathBuf>::new());
 }
@@ -117,4 +126,54 @@ fn a_closed_output_ends_a_command_quietly() {
     drop(reader);
     let done = support::Done::from(place.vmsup(&["schema"]).stdout(writer).output().unwrap());
     assert_eq!((done.status, done.stderr.as_str()), (141, ""));
+}
+
+/// What `doctor` says of a supervisor that answers like this, by id.
+fn doctor_of(script: impl Fn(&str) -> Answer + Send + Sync + 'static) -> impl Fn(&str) -> serde_json::Value {
+    let fake = Fake::new(move |asked| script(&asked.what));
+    let lines: Vec<serde_json::Value> = serde_json::from_str(&fake.place.run(&["doctor", "--json"]).stdout).unwrap();
+    move |id| lines.iter().find(|line| line["id"] == id).cloned().unwrap()
+}
+
+fn good_version() -> serde_json::Value {
+    let jailer = serde_json::json!({
+        "pid": 8, "uids": "subordinate", "cgroup": "/sys/fs/cgroup/x", "cgroup_reason": null, "pool": 2
+    });
+    serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "pid": 7, "uid": 1000, "jailer": jailer })
+}
+
+#[test]
+fn doctor_repeats_what_the_supervisor_says_of_itself_and_its_state() {
+    const EVENTS: &str = concat!(
+        r#"{"cursor":1,"at_ms":1,"kind":"state_trouble","cause":"no room"}"#,
+        "\n",
+        r#"{"cursor":2,"at_ms":2,"kind":"state_trouble","cause":"the disk is full"}"#,
+        "\n",
+    );
+    let with = |trouble: u8| {
+        doctor_of(move |asked| match asked {
+            "GET /v1/version" => Answer::Json(200, good_version()),
+            "GET /metrics" => Answer::Bytes("", format!("# HELP\nvmsup_state_trouble {trouble}\n").into_bytes()),
+            _ => Answer::Lines(EVENTS),
+        })
+    };
+    let well = with(0);
+    for (id, found) in [("supervisor", "(pid 7, jailer 8)"), ("cgroups", "/sys/fs/cgroup/x"), ("state", "writes")] {
+        let line = well(id);
+        assert!(line["state"] == "ok" && line["found"].as_str().unwrap().contains(found), "{line}");
+    }
+    let line = with(1)("state");
+    assert!(line["state"] == "warning" && line["found"].as_str().unwrap().ends_with("the disk is full"), "{line}");
+}
+
+#[test]
+fn doctor_fails_at_a_supervisor_that_hangs_up_or_has_lost_its_jailer() {
+    let line = doctor_of(|_| Answer::HangUp)("supervisor");
+    assert_eq!(line["state"], "failure", "{line}");
+    let line = doctor_of(|_| {
+        let mut version = good_version();
+        version["jailer"]["pid"] = serde_json::Value::Null;
+        Answer::Json(200, version)
+    });
+    assert_eq!((&line("supervisor")["state"], &line("state")["state"]), (&"failure".into(), &"unknown".into()));
 }

@@ -137,35 +137,29 @@ fn inspect_shows_the_leases_or_where_the_vm_belongs() {
     assert!(text.contains("network 0") && text.contains("back, without a lease now"), "{text}");
 }
 
-/// What `doctor` says, by check, of the netd on `socket`.
-fn doctor(place: &Place, socket: &std::path::Path) -> (Value, impl Fn(&str) -> Value + use<>) {
+/// The exit status of `doctor`, and its lines by id, with the netd on `socket`.
+fn doctor(place: &Place, socket: &std::path::Path) -> (Option<i32>, impl Fn(&str) -> Value + use<>) {
     let output = place.vmsup(&["doctor", "--json"]).env("VMSUP_NETD_SOCKET", socket).output().unwrap();
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let checks = report["checks"].as_array().unwrap().clone();
-    let one = move |name: &str| checks.iter().find(|c| c["check"] == name).cloned().unwrap_or(Value::Null);
-    (report, one)
+    let lines: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let one = move |id: &str| lines.iter().find(|l| l["id"] == id).cloned().unwrap_or(Value::Null);
+    (output.status.code(), one)
 }
 
 #[test]
 fn doctor_asks_netd_as_this_user() {
     let place = Place::new();
     let socket = netd(place.path(), SPOKEN, good(), vec![network()]);
-    let (_, check) = doctor(&place, &socket);
+    let (_, line) = doctor(&place, &socket);
     for name in
-        ["netd", "network rules", "ip forwarding", "bridges", "networks", "forward chains", "localhost forwards"]
+        ["netd", "network-rules", "ip-forwarding", "bridges", "networks", "forward-chains", "localhost-forwards"]
     {
-        assert_eq!(
-            (&check(name)["result"], &check(name)["group"]),
-            (&json!("ok"), &json!("network")),
-            "{}",
-            check(name)
-        );
+        assert_eq!((&line(name)["state"], &line(name)["group"]), (&json!("ok"), &json!("network")), "{}", line(name));
     }
-    assert!(check("networks")["finding"].as_str().unwrap().contains("2 of 16 leases"), "{}", check("networks"));
+    assert!(line("networks")["found"].as_str().unwrap().contains("2 of 16 leases"), "{}", line("networks"));
     // Who listens is this test and not netd, and is not taken for it.
-    let privileges = check("netd's privileges");
-    assert_eq!(privileges["result"], "warning");
-    assert!(privileges["finding"].as_str().unwrap().contains("and not vmsup-netd"), "{privileges}");
+    let privileges = line("netd-privileges");
+    assert_eq!(privileges["state"], "unknown");
+    assert!(privileges["found"].as_str().unwrap().contains("and not vmsup-netd"), "{privileges}");
 }
 
 #[test]
@@ -179,11 +173,11 @@ fn doctor_names_what_netd_finds_wrong() {
         ..good()
     };
     let socket = netd(place.path(), SPOKEN, status, vec![]);
-    let (report, check) = doctor(&place, &socket);
-    assert_eq!((&report["ok"], &check("network rules")["result"]), (&json!(false), &json!("failure")));
-    for name in ["ip forwarding", "bridges", "networks", "forward chains"] {
-        assert_eq!(check(name)["result"], "warning", "{}", check(name));
-        assert!(!check(name)["fix"].as_str().unwrap().is_empty(), "{}", check(name));
+    let (status, line) = doctor(&place, &socket);
+    assert_eq!((status, &line("network-rules")["state"]), (Some(1), &json!("failure")));
+    for name in ["ip-forwarding", "bridges", "networks", "forward-chains"] {
+        assert_eq!(line(name)["state"], "warning", "{}", line(name));
+        assert!(!line(name)["mend"].as_str().unwrap().is_empty(), "{}", line(name));
     }
     let output = place.vmsup(&["doctor"]).env("VMSUP_NETD_SOCKET", &socket).output().unwrap();
     assert!(!output.stdout.contains(&0x1b) && output.status.code() == Some(1));
@@ -192,12 +186,12 @@ fn doctor_names_what_netd_finds_wrong() {
 #[test]
 fn doctor_without_a_netd_warns_and_a_netd_of_another_release_fails() {
     let place = Place::new();
-    let (_, check) = doctor(&place, &place.path().join("none.sock"));
-    assert_eq!((&check("netd")["result"], &check("network rules")), (&json!("warning"), &Value::Null));
+    let (_, line) = doctor(&place, &place.path().join("none.sock"));
+    assert_eq!((&line("netd")["state"], &line("network-rules")), (&json!("warning"), &Value::Null));
     let socket = netd(place.path(), SPOKEN + 1, good(), vec![]);
-    let (report, check) = doctor(&place, &socket);
-    assert_eq!((&report["ok"], &check("netd")["result"]), (&json!(false), &json!("failure")));
-    assert!(check("netd")["finding"].as_str().unwrap().contains("vmsup-netd 1"), "{}", check("netd"));
+    let (status, line) = doctor(&place, &socket);
+    assert_eq!((status, &line("netd")["state"]), (Some(1), &json!("failure")));
+    assert!(line("netd")["found"].as_str().unwrap().contains("vmsup-netd 1"), "{}", line("netd"));
 }
 
 #[test]
@@ -205,7 +199,7 @@ fn a_socket_that_speaks_no_protocol_is_a_failure_of_netd_alone() {
     let place = Place::new();
     let path = place.path().join("netd.sock");
     let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-    let (_, check) = doctor(&place, &path);
-    assert_eq!(check("netd")["result"], "failure");
-    assert!(!check("netd")["finding"].as_str().unwrap().contains("os error"), "{}", check("netd"));
+    let (_, line) = doctor(&place, &path);
+    assert_eq!(line("netd")["state"], "failure");
+    assert!(!line("netd")["found"].as_str().unwrap().contains("os error"), "{}", line("netd"));
 }

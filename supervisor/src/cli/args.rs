@@ -295,9 +295,13 @@ pub enum Command {
     },
     /// Check this host: what works, what does not, why it matters, and the command that mends it.
     ///
-    /// What concerns networks only is no obstacle for VMs without any: where no network helper runs, that is a warning.
+    /// Needs no root, starts no supervisor and changes nothing; what only root may know is `unknown`. What concerns networks
+    /// only is no obstacle for VMs without any: where no network helper runs, that is a warning.
     ///
-    /// Exit status: 0 when VMs can be started, 1 when something is in the way.
+    /// Exit status: 0 when VMs can be started, perhaps with warnings; 1 when something is in the way.
+    #[command(after_help = "Examples:
+  vmsup doctor
+  vmsup doctor --json | jq -r '.[] | select(.state != \"ok\") | .mend'")]
     Doctor {
         #[command(flatten)]
         json: Json,

@@ -25,7 +25,7 @@ mod actor;
 mod adopt;
 mod ask;
 mod background;
-mod budget;
+pub mod budget;
 mod confine;
 pub(crate) mod console;
 mod end;

@@ -1,11 +1,13 @@
 //! The host beside netd: nft, other people's rules, `br_netfilter`, `/dev/net/tun`.
 
 use super::super::super::inspect::proc::Process;
-use super::super::install::User;
-use super::super::{Check, read};
+use super::super::ids::Id;
+use super::super::line::Line;
+use super::super::read::{program, read, say};
+use super::super::user::User;
 use rustix::fs::{FileType, stat};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 
 /// The oldest nft whose reading of `vmsup.nft` was tested.
 const NFT_KNOWN: (u32, u32, u32) = (1, 0, 6);
@@ -16,12 +18,8 @@ const NETD_USER: &str = "vmsup-netd";
 
 /// The first line of `nft --version`; `None` where there is no nft.
 pub fn nft_says() -> Option<String> {
-    let search = std::env::var_os("PATH").unwrap_or_default();
-    let system = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    let mut places = system.into_iter().chain(std::env::split_paths(&search)).map(|dir| dir.join("nft"));
-    let program = places.find(|p| p.is_file())?;
-    let said = Command::new(program).arg("--version").stdin(Stdio::null()).stderr(Stdio::null()).output();
-    let said = said.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
+    let program = program("nft", &["/usr/sbin", "/sbin"])?;
+    let said = say(Command::new(program).arg("--version")).unwrap_or_default();
     Some(said.lines().next().unwrap_or_default().to_owned())
 }
 
@@ -33,21 +31,21 @@ fn nft_version(says: &str) -> Option<(u32, u32, u32)> {
 }
 
 /// Is there an nft that loads the rules?
-pub fn nft(says: Option<&str>) -> Check {
-    const NAME: &str = "nft";
+pub fn nft(says: Option<&str>) -> Line {
+    const ID: Id = Id::Nft;
     const WHY: &str = "it loads the rules of vmsup's networks (vmsup.nft), at each boot";
     let install = "sudo apt-get install nftables";
     let Some(says) = says else {
-        return Check::warning(NAME, "not found in /usr/sbin, /sbin and PATH", WHY, install);
+        return Line::warning(ID, "not found in /usr/sbin, /sbin and PATH", WHY, install);
     };
     let (a, b, c) = NFT_KNOWN;
     match nft_version(says) {
-        None => Check::warning(NAME, "nft --version does not tell its version", WHY, install),
+        None => Line::warning(ID, "nft --version does not tell its version", WHY, install),
         Some(version) if version < NFT_KNOWN => {
             let older = format!("{says} is older than {a}.{b}.{c}, the oldest that is known to load the rules");
-            Check::warning(NAME, older, WHY, format!("install nftables {a}.{b}.{c} or later"))
+            Line::warning(ID, older, WHY, format!("install nftables {a}.{b}.{c} or later"))
         }
-        Some((x, y, z)) => Check::ok(NAME, format!("{x}.{y}.{z}")),
+        Some((x, y, z)) => Line::ok(ID, format!("{x}.{y}.{z}")),
     }
 }
 
@@ -70,19 +68,19 @@ impl Manager {
 }
 
 /// Do other people's chains drop what guests send and receive?
-pub fn chains(dropping: &[String], bridges: &[&str], manager: Manager) -> Check {
-    const NAME: &str = "forward chains";
+pub fn chains(dropping: &[String], bridges: &[&str], manager: Manager) -> Line {
+    const ID: Id = Id::ForwardChains;
     // Guests have IPv4 only.
     let dropping: Vec<&str> = dropping.iter().map(String::as_str).filter(|chain| !chain.starts_with("ip6 ")).collect();
-    let Some(first) = dropping.first() else { return Check::ok(NAME, "no other rules drop what guests send") };
+    let Some(first) = dropping.first() else { return Line::ok(ID, "no other rules drop what guests send") };
     let whose = if manager.docker && !manager.ufw { " (Docker's doing)" } else { "" };
     let (bridge, others) = match bridges {
         [] => ("BRIDGE", String::new()),
         [one] => (*one, String::new()),
         [one, more @ ..] => (*one, format!(" (and the same for {})", more.join(", "))),
     };
-    Check::warning(
-        NAME,
+    Line::warning(
+        ID,
         format!("{} drops what it does not know{whose}", dropping.join(", ")),
         "a packet must pass every chain: guests reach nothing beyond the host and forwards do not work, whatever \
          vmsup's own rules say (they go on to hold after this change)",
@@ -113,13 +111,13 @@ fn opened(chain: &str, bridge: &str, manager: Manager) -> String {
 }
 
 /// Does `br_netfilter` send bridged frames through the IP rules?
-pub fn bridge_filter(sysctl: Option<&str>) -> Check {
-    const NAME: &str = "br_netfilter";
+pub fn bridge_filter(sysctl: Option<&str>) -> Line {
+    const ID: Id = Id::BridgeFilter;
     match sysctl {
-        None => Check::ok(NAME, "not loaded"),
-        Some("0") => Check::ok(NAME, "loaded, and off for IPv4 (bridge-nf-call-iptables is 0)"),
-        Some(_) => Check::warning(
-            NAME,
+        None => Line::ok(ID, "not loaded"),
+        Some("0") => Line::ok(ID, "loaded, and off for IPv4 (bridge-nf-call-iptables is 0)"),
+        Some(_) => Line::warning(
+            ID,
             "frames within a bridge go through the IP rules, too (net.bridge.bridge-nf-call-iptables is 1)",
             "where guests of one network may reach each other, the host's forward chains decide as well, and each \
              frame costs more",
@@ -179,23 +177,23 @@ impl Opener {
 }
 
 /// Can netd make a TAP? It has no capability that would open what its user may not.
-pub fn tun(found: Option<Tun>, opener: &Opener) -> Check {
-    const NAME: &str = "tun device";
+pub fn tun(found: Option<Tun>, opener: &Opener) -> Line {
+    const ID: Id = Id::TunDevice;
     const WHY: &str = "netd makes the VMs' interfaces with it";
     let rule = "echo 'KERNEL==\"tun\", MODE=\"0666\", OPTIONS+=\"static_node=net/tun\"' | sudo tee \
                 /etc/udev/rules.d/65-vmsup-tun.rules; sudo chmod 666 /dev/net/tun (opening it gives nobody an interface: \
                 that takes CAP_NET_ADMIN)";
     match found {
-        None => Check::warning(NAME, format!("{TUN} is not there"), WHY, "sudo modprobe tun"),
+        None => Line::warning(ID, format!("{TUN} is not there"), WHY, "sudo modprobe tun"),
         Some(tun) if opener.may_open(tun) => {
-            Check::ok(NAME, format!("{TUN} can be opened by netd's user (mode {:04o})", tun.mode))
+            Line::ok(ID, format!("{TUN} can be opened by netd's user (mode {:04o})", tun.mode))
         }
         Some(tun) => {
             let finding = format!(
                 "{TUN} cannot be opened by netd's user (mode {:04o}, uid {}, gid {})",
                 tun.mode, tun.uid, tun.gid
             );
-            Check::warning(NAME, finding, WHY, rule)
+            Line::warning(ID, finding, WHY, rule)
         }
     }
 }
