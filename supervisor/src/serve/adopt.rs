@@ -95,6 +95,8 @@ pub struct Found {
     pub nets: Interfaces,
     /// When its vCPUs began to run, seconds since 1970.
     pub started_at: u64,
+    /// How long they have run.
+    pub ran: Duration,
 }
 
 /// Judges by what can be read, before the supervisor is confined. What a handle names, and neither jailer nor anybody else can
@@ -201,6 +203,11 @@ pub async fn fates(context: &Arc<Context>, inherited: Inherited, verdicts: Verdi
     Ok(fates)
 }
 
+/// How long the VM of a handle of this boot has run.
+fn ran(handle: &Handle) -> Duration {
+    handle::uptime().saturating_sub(Duration::from_millis(handle.began_ms))
+}
+
 /// What a worker said of itself.
 enum Said {
     Runs {
@@ -231,8 +238,9 @@ async fn found(
             // Whoever asked for it may not have been told: now it is there.
             intent.confirmed = true;
             limit_again(context, &intent, &held.worker).await;
-            let started_at = handle.started_at;
-            return Ok(Fate::Runs(Box::new(Found { intent, held, control, paused, console, nets, started_at })));
+            let (started_at, ran) = (handle.started_at, ran(&handle));
+            let found = Found { intent, held, control, paused, console, nets, started_at, ran };
+            return Ok(Fate::Runs(Box::new(found)));
         }
         // Nobody was told of a first start that was not over; a restart is one of a VM that is there.
         Said::Empty if intent.ends.is_empty() && !intent.confirmed => return Ok(Fate::Never(Box::new(intent))),

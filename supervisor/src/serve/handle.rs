@@ -9,6 +9,7 @@ use super::fault::{self, Step};
 use super::state::Intent;
 use crate::api::types::VmNet;
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 mod read;
 
@@ -40,8 +41,17 @@ pub struct Handle {
     pub warm: bool,
     /// When its vCPUs began to run, seconds since 1970.
     pub started_at: u64,
+    /// The same, milliseconds since the host came up ([`uptime`]): nobody sets this clock.
+    #[serde(default)]
+    pub began_ms: u64,
     /// What netd leased to it.
     pub nets: Vec<VmNet>,
+}
+
+/// How long the host has been up, sleep included (`CLOCK_BOOTTIME`).
+pub fn uptime() -> Duration {
+    // Not rustix's, which first asks the kernel where the vDSO is.
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
 }
 
 /// The directory of the handle files.

@@ -440,6 +440,7 @@ async fn found(bench: &Bench, spec: VmSpec, desired: Desired, paused: bool) -> (
         console: Some(prepared.console),
         nets: prepared.nets,
         started_at: 1000,
+        ran: Duration::from_secs(3600),
     };
     (found, fake)
 }

@@ -119,6 +119,7 @@ pub fn handle(number: u64, name: &str) -> Handle {
         slot: 3,
         warm: true,
         started_at: 2,
+        began_ms: 2,
         nets: Vec::new(),
     }
 }

@@ -1,5 +1,5 @@
 # shellcheck shell=dash
-# limit: 240
+# limit: 420
 # The main job: a stock Debian kernel with an initrd and an ext4 disk, two CPUs, jailed, and switched off cleanly.
 set -eu
 . /opt/vmsup/scenarios/lib.sh
@@ -56,6 +56,25 @@ step "the console takes input"
 (printf 'echo answer=$((6*7))\n'; sleep 3) | as_vm "timeout 20 vmsup console --no-history --detach-on-eof web1" >/tmp/console || true
 wait_for 10 said answer=42 || fail "no answer on the console: $(cat /tmp/console)"
 
+step "vmsup pause and resume: the guest stands still, and goes on where it was"
+attach web1
+first=$(guest "cut -d. -f1 /proc/uptime")
+as_vm "vmsup pause web1"
+expect paused as_vm "vmsup ls"
+printf '%s\n' "echo 'la''te'-answer" >&3
+# The processor time of all vCPUs, in ticks.
+spent() { awk '{ sum += $14 + $15 } END { print sum }' /proc/"$pid"/task/*/stat; }
+before_pause=$(spent)
+as_vm "vmsup inspect web1" >/dev/null
+[ "$(spent)" -le $((before_pause + 5)) ] || fail "its vCPUs run: $(spent) ticks, $before_pause before"
+if grep -aq "^late-answer" /tmp/console; then fail "a paused guest answers"; fi
+as_vm "vmsup resume web1"
+answered() { grep -aq "^late-answer" /tmp/console; }
+wait_for 20 answered || fail "it does not go on: $(tail -3 /tmp/console)"
+second=$(guest "cut -d. -f1 /proc/uptime")
+exec 3>&-
+[ "$second" -ge "$first" ] || fail "its time went back: $second, after $first"
+
 step "vmsup stop: the power button"
 as_vm "vmsup stop --timeout 60 web1"
 said VMSUP-GUEST-DOWN >/dev/null || fail "the guest did not see its power button: $(as_vm 'vmsup logs web1' | tail -5)"
@@ -68,6 +87,23 @@ nothing_left "$before"
 step "again, from the same disk: what the guest wrote is there"
 boots
 expect "boots=2" said VMSUP-GUEST-UP
+
+step "a guest that is to run always comes back, and is well when it is up"
+as_vm "vmsup kill web1 && vmsup rm web1"
+sed 's/"limits"/"restart": "always", "health": { "console": "VMSUP-GUEST-BUTTON" }, "limits"/' /home/vm/web/vm.json >/home/vm/web/always.json
+as_vm "vmsup start ~/web/always.json"
+well() { as_vm "vmsup ls" | grep -q " healthy"; }
+wait_for 150 well || fail "it is not well: $(as_vm "vmsup ls; vmsup logs web1" | tail -5)"
+expect "boots=3" said VMSUP-GUEST-UP
+attach web1
+echo "reboot -f" >&3
+again() { said "boots=4" && well; }
+wait_for 150 again || fail "it did not come back: $(as_vm "vmsup ls; vmsup events; vmsup logs web1" | tail -8)"
+exec 3>&-
+expect '"restarts": 1' as_vm "vmsup ls --json"
+as_vm "vmsup kill web1 && vmsup rm web1"
+nothing_left "$before"
+boots
 
 step "a guest that reboots has ended"
 attach web1

@@ -39,6 +39,30 @@ expect running as_vm "vmsup ls"
 as_vm "vmsup kill quiet && vmsup rm quiet && vmsup rm greedy"
 nothing_left "$before"
 
+step "the host's clock jumps"
+as_vm "vmsup start ~/quiet.json"
+pid=$(as_vm "vmsup ls --json" | json pid)
+jump() { date -s "@$(($(date +%s) + $1 * 86400))" >/dev/null; }
+for days in 400 -800 400; do
+	jump $days
+	expect running as_vm "vmsup ls"
+	# Whoever comes next believes the same of it.
+	kill -9 "$(pids_of vmsup)"
+	serve --jailer $lib/jailer-in-cgroup --worker $bin/vmsup-worker
+	expect running as_vm "vmsup ls"
+	[ "$(as_vm "vmsup ls --json" | json pid)" = "$pid" ] || fail "after $days days: another process"
+	as_vm "vmsup start ~/lenient.json"
+	# Its guest ignores the button: a deadline is one second, not a year.
+	jump $((-days))
+	as_vm "vmsup stop --timeout 1 lenient" || fail "after $days days: it cannot be stopped"
+	as_vm "vmsup rm lenient"
+	jump "$days"
+done
+as_vm "vmsup events --json" | sed 's/.*"cursor":\([0-9]*\).*/\1/' >/tmp/cursors
+[ "$(wc -l </tmp/cursors)" -gt 20 ] || fail "events: $(cat /tmp/cursors)"
+sort -n -u /tmp/cursors | cmp - /tmp/cursors || fail "events are out of order"
+as_vm "vmsup kill quiet && vmsup rm quiet"
+
 gone() { [ -z "$(pids_of vmsup)$(pids_of vmsup-jailer)" ]; }
 leave() {
 	# shellcheck disable=SC2046

@@ -242,7 +242,7 @@ impl Actor {
 
     /// It was found running.
     pub(super) fn adopt(&mut self, found: Found, place: Option<Place>) {
-        let Found { intent, held, control, paused, console, nets, started_at } = found;
+        let Found { intent, held, control, paused, console, nets, started_at, ran } = found;
         self.intent = intent;
         self.intent.confirmed = true;
         self.row = self.intent.restarts;
@@ -253,8 +253,6 @@ impl Actor {
         }
         let run = &mut self.run;
         (run.place, run.held, run.control, run.nets) = (place, Some(held), Some(Arc::new(control)), nets);
-        // The host's clock may have been set since: then it has run for less than it has.
-        let ran = Duration::from_secs(unix_time().saturating_sub(started_at));
         (run.began, run.started_at) = (Instant::now().checked_sub(ran), Some(started_at));
         run.began.get_or_insert_with(Instant::now);
         self.state = State::adopted(paused);

@@ -19,6 +19,7 @@ use netd_api::VmId;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use worker_api::{Timings, console};
@@ -109,6 +110,7 @@ impl Actor {
 
     /// What is true of this run.
     pub(super) fn handle(&self, held: &Held) -> Handle {
+        let ran = self.run.began.map_or(Duration::ZERO, |began| began.elapsed());
         Handle {
             version: handle::VERSION,
             boot_id: self.context.host.boot_id.clone(),
@@ -120,6 +122,7 @@ impl Actor {
             slot: held.worker.slot.0,
             warm: held.warm,
             started_at: self.run.started_at.unwrap_or_else(unix_time),
+            began_ms: handle::uptime().saturating_sub(ran).as_millis() as u64,
             nets: self.run.nets.shown.clone(),
         }
     }

@@ -351,6 +351,19 @@ async fn a_living_vm_keeps_the_leases_that_netd_has_and_releases_them_at_its_end
 }
 
 #[test]
+fn how_long_a_vm_has_run_is_not_for_who_sets_the_clock_to_say() {
+    let hour = Duration::from_secs(3600);
+    let mut handle = handle(1, "a");
+    handle.began_ms = handle::uptime().saturating_sub(hour).as_millis() as u64;
+    // Half a century ahead, and long before.
+    for started_at in [3_400_000_000, 1] {
+        handle.started_at = started_at;
+        let ran = ran(&handle);
+        assert!(ran <= handle::uptime() && ran >= hour.min(handle::uptime() / 2), "{ran:?}");
+    }
+}
+
+#[test]
 fn the_process_of_a_handle_that_nobody_can_reach_is_ended_and_no_other() {
     let mut child = Command::new("sleep").arg("600").spawn().unwrap();
     let mut handle = handle(1, "a");
