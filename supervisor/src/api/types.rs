@@ -382,6 +382,8 @@ pub enum EventKind {
     Recovered,
     /// It was found running by a supervisor that came back.
     Adopted,
+    /// It runs, and the limits of its file are not in force.
+    Unlimited,
     /// It is no longer there.
     Removed,
     /// A supervisor began to serve.

@@ -3,32 +3,39 @@
 //!
 //! [`look`] runs before the supervisor is confined and judges by what can be read ([`judge`]). [`fates`] then asks the workers,
 //! all at the same time: each has its control socket checked (the listener is the very process that the handle names), says
-//! how far it is, and hands its console back. Nobody is served before that is over.
+//! how far it is, and hands its console back. Nobody is served before that is over, which one that is slow, hangs or ends
+//! meanwhile delays by [`PATIENCE`] at most, and not again for the next.
 //!
 //! - A worker that was given no VM is killed: its start was not over, and nobody was told of it.
 //! - One whose words or fds cannot be is compromised: it is killed, and the VM has crashed.
 //! - One that answers nothing, or that speaks another release's protocol, goes on, without a console: it hangs, which its
 //!   health shows, and what its file says is done.
+//! - One that hangs up is asked again; one that hangs up and lives goes on in the same way. It need not be its own fault
+//!   ([`super::worker`]).
+//! - One that its jailer leaves alone (its uid is not in the jailer's range any more, say), and that its handle names, goes
+//!   on; how it ends nobody will tell.
 //! - One that nobody knows is killed: nobody could reach what it runs.
 
 use super::console::Console;
 use super::end::WorkerEnd;
 use super::fault::{self, Step};
 use super::handle::{self, Handle, Left};
-use super::jail::{Held, Inherited, Listing};
+use super::jail::{Held, Inherited, ListedWorker, Listing};
 use super::nets::Interfaces;
 use super::start::cgroup_limits;
 use super::state::{self, Intent};
-use super::worker::{Control, ControlError};
+use super::worker::{self, Control, ControlError};
 use super::{Context, Host};
-use jail_spec::Worker;
+use jail_spec::{CgroupLimits, Slot, Worker};
 use netd_api::{LeaseId, VmId};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use std::collections::{BTreeSet, HashMap};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout, timeout_at};
 use worker_api::Status;
 
 mod judge;
@@ -37,10 +44,10 @@ pub use judge::{Evidence, Living, Verdict, Verdicts, judge};
 
 /// How many workers are asked at the same time.
 const AT_ONCE: usize = 256;
-/// How long a worker may take for one answer. One that takes longer hangs.
-const ANSWER: Duration = Duration::from_secs(1);
-/// How long a worker that was killed or hung up may take until its end is told.
-const END: Duration = Duration::from_secs(3);
+/// How long a worker may take for all that it is asked, or until its end is told. One that takes longer hangs.
+const PATIENCE: Duration = Duration::from_millis(1500);
+/// How long the jailer may take to say that limits are in force.
+const LIMITED: Duration = Duration::from_secs(1);
 /// How long netd may take to say which leases there are.
 const LEASES: Duration = Duration::from_secs(1);
 
@@ -93,15 +100,21 @@ pub struct Found {
     pub console: Option<Arc<Console>>,
     /// Its network interfaces: what is shown, and the leases. Nothing for the worker, which has it.
     pub nets: Interfaces,
+    /// Why the limits of its file are not in force, though there is a cgroup for them.
+    pub unlimited: Option<String>,
     /// When its vCPUs began to run, seconds since 1970.
     pub started_at: u64,
     /// How long they have run.
     pub ran: Duration,
 }
 
-/// Judges by what can be read, before the supervisor is confined. What a handle names, and neither jailer nor anybody else can
-/// reach, is ended.
-pub fn look(host: &Host, new: bool, rows: Vec<Intent>, left: Left, listing: &Listing) -> Verdicts {
+/// Judges by what can be read, before the supervisor is confined. What a handle names and the jailer does not is put into its
+/// list where it can be reached, else ended.
+pub fn look(host: &Host, new: bool, rows: Vec<Intent>, left: Left, listing: &mut Listing) -> Verdicts {
+    let mut said = Vec::new();
+    for handle in left.handles.iter().filter(|handle| handle.boot_id == host.boot_id) {
+        said.extend(unlisted(&host.workers, handle, listing));
+    }
     let living = |listed: &super::jail::ListedWorker| Living {
         worker: listed.worker,
         start_time: start_time(listed.worker.pid),
@@ -116,17 +129,31 @@ pub fn look(host: &Host, new: bool, rows: Vec<Intent>, left: Left, listing: &Lis
         ended: listing.ended.iter().map(|ended| (ended.slot, ended.pid)).collect(),
     };
     let mut verdicts = judge(&evidence);
-    verdicts.said.extend(left.trouble);
-    for handle in evidence.handles.iter().filter(|handle| handle.boot_id == host.boot_id) {
-        let listed = |living: &Living| living.worker.pid == handle.pid;
-        if !evidence.living.iter().any(listed) && end_unreachable(handle) {
-            let name = &handle.intent.spec.name;
-            verdicts
-                .said
-                .push(format!("the worker of {name} (pid {}) could not be reached and was killed", handle.pid));
-        }
-    }
+    verdicts.said.extend(left.trouble.into_iter().chain(said));
     verdicts
+}
+
+/// What becomes of a worker that a handle of this boot names and that the jailer has not named: where it lives and is behind
+/// its socket, the jailer has left it alone and gives its slot to nobody. It goes on. Says what people should know.
+fn unlisted(workers: &OwnedFd, handle: &Handle, listing: &mut Listing) -> Option<String> {
+    if listing.living.iter().any(|listed| listed.worker.pid == handle.pid) {
+        return None;
+    }
+    let pidfd = process_of(handle)?;
+    let (name, pid) = (&handle.intent.spec.name, handle.pid);
+    let worker = Worker { slot: Slot(handle.slot), pid, start_time: handle.start_time, uid: handle.uid };
+    let there = worker::knock(workers, &worker).map_or_else(|error| error.is_full(), |()| true);
+    if there && !listing.living.iter().any(|listed| listed.worker.slot == worker.slot) {
+        listing.living.push(ListedWorker { worker, pidfd, stopped: false, unlisted: true });
+        return Some(format!(
+            "the jailer leaves the worker of {name} (pid {pid}, uid {}) alone; it goes on without limits, and nobody will \
+             tell how it ends: were the ranges of this user in /etc/subuid and /etc/subgid changed? Stop {name} and start it \
+             again when it suits you",
+            handle.uid
+        ));
+    }
+    rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).ok()?;
+    Some(format!("the worker of {name} (pid {pid}) could not be reached and was killed"))
 }
 
 /// Field 22 of `/proc/PID/stat`; none where there is no such process, or where we may not see it.
@@ -136,16 +163,16 @@ fn start_time(pid: i32) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
-/// Kills the process of a handle that no jailer knows (its socket was removed, say). Pid and start time name one process of
-/// this boot, and the pidfd is that process's where they still agree after it was opened.
-fn end_unreachable(handle: &Handle) -> bool {
+/// The process of a handle of this boot, while it lives. Pid and start time name one process of a boot, and the pidfd is that
+/// process's where they still agree after it was opened.
+fn process_of(handle: &Handle) -> Option<OwnedFd> {
     let it_is = || start_time(handle.pid) == Some(handle.start_time);
     if !it_is() {
-        return false;
+        return None;
     }
-    let pid = Pid::from_raw(handle.pid).filter(|_| handle.pid > 0);
-    let Some(Ok(pidfd)) = pid.map(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty())) else { return false };
-    it_is() && rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).is_ok()
+    let pid = Pid::from_raw(handle.pid).filter(|_| handle.pid > 0)?;
+    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
+    (it_is() && handle::pidfd_inode(&pidfd) == handle.pidfd_inode).then_some(pidfd)
 }
 
 /// Asks all workers, and says what became of each VM. Workers that are nobody's are killed, ends that are nobody's forgotten.
@@ -211,7 +238,6 @@ fn ran(handle: &Handle) -> Duration {
 /// What a worker said of itself.
 enum Said {
     Runs {
-        control: Control,
         paused: bool,
         console: Option<Arc<Console>>,
     },
@@ -229,94 +255,110 @@ async fn found(
     mut held: Held,
     nets: Interfaces,
 ) -> std::io::Result<Fate> {
+    let until = Instant::now() + PATIENCE;
     let with_input = intent.spec.console.as_ref().is_none_or(|console| console.input);
     held.warm = handle.warm;
-    let said = interview(context, &held.worker, with_input).await;
+    let worker = held.worker;
+    let control = Control::new(&context.host.workers, &worker);
+    let interview = interview(context, &control, with_input, until);
+    let (mut said, unlimited) = tokio::join!(interview, limit_again(context, &intent, &worker));
     fault::here(Step::AdoptAsked);
+    if matches!(said, Said::HungUp) {
+        match timeout_at(until, held.ended()).await {
+            Ok(Some(end)) => {
+                return Ok(Fate::Ended { intent: Box::new(intent), how: How::Told(end), held: Some(held) });
+            }
+            Ok(None) => {
+                let how = How::Unknown("its worker ended, and its jailer is gone and could not say how".into());
+                return Ok(Fate::Ended { intent: Box::new(intent), how, held: Some(held) });
+            }
+            // It lives.
+            Err(_) => said = Said::Runs { paused: false, console: None },
+        }
+    }
     let how = match said {
-        Said::Runs { control, paused, console } => {
+        Said::Runs { paused, console } => {
             // Whoever asked for it may not have been told: now it is there.
             intent.confirmed = true;
-            limit_again(context, &intent, &held.worker).await;
             let (started_at, ran) = (handle.started_at, ran(&handle));
-            let found = Found { intent, held, control, paused, console, nets, started_at, ran };
+            let found = Found { intent, held, control, paused, console, nets, unlimited, started_at, ran };
             return Ok(Fate::Runs(Box::new(found)));
         }
         // Nobody was told of a first start that was not over; a restart is one of a VM that is there.
         Said::Empty if intent.ends.is_empty() && !intent.confirmed => return Ok(Fate::Never(Box::new(intent))),
-        Said::Empty => {
-            held.kill();
-            How::Unknown("its supervisor died while it was being started".into())
-        }
-        Said::HungUp => match tokio::time::timeout(END, held.ended()).await {
-            Ok(Some(end)) => How::Told(end),
-            Ok(None) => How::Unknown("its worker ended, and its jailer is gone and could not say how".into()),
-            Err(_) => {
-                held.kill();
-                How::NotBelieved("its worker hung up and did not end; it was killed".into())
-            }
-        },
+        // That it hung up was dealt with.
+        Said::Empty | Said::HungUp => How::Unknown("its supervisor died while it was being started".into()),
         Said::Short(error) => {
             // Before anything is let go: no VM pays for it.
             context.jail.leave();
             return Err(error);
         }
-        Said::Lied(why) => {
-            held.kill();
-            How::NotBelieved(format!("its worker was not believed and was killed: {why}"))
-        }
+        Said::Lied(why) => How::NotBelieved(format!("its worker was not believed and was killed: {why}")),
     };
-    // Its end comes before the VM's, so that nothing of it is there any more when it is started again.
-    let _ = tokio::time::timeout(END, held.ended()).await;
+    // Its actor waits for its end before it records the VM's.
+    held.kill();
     Ok(Fate::Ended { intent: Box::new(intent), how, held: Some(held) })
 }
 
-/// The limits of its file. They are in force, unless its jailer is a new one: a service manager lets that one in only where
-/// the cgroups below it have no controllers, and limits go with these.
-async fn limit_again(context: &Context, intent: &Intent, worker: &Worker) {
-    let Some(limits) = intent.spec.limits.as_ref().map(cgroup_limits) else { return };
-    let name = &intent.spec.name;
-    match tokio::time::timeout(ANSWER, context.jail.limit(worker.slot, limits)).await {
-        Ok(Ok(())) => {}
-        Ok(Err(why)) if limits.best_effort => tracing::info!(name, ?why, "runs without the limits of its file"),
-        Ok(Err(why)) => tracing::error!(name, ?why, "runs without the limits of its file"),
-        Err(_) => tracing::error!(name, "its jailer does not say whether the limits of its file hold"),
+/// Sees to it that the limits of its file hold; why they do not. They are in force, unless its jailer is a new one: a service
+/// manager lets that one in only where the cgroups below it have no controllers, and limits go with these.
+async fn limit_again(context: &Context, intent: &Intent, worker: &Worker) -> Option<String> {
+    let limits = intent.spec.limits.as_ref().map(cgroup_limits)?;
+    // Where there is none, that says it all, and of best-effort limits it was known at the start.
+    if limits.best_effort && context.jail.facts.cgroup.is_err() {
+        return None;
+    }
+    // What cannot be held is to be known, whether it may be so or not.
+    let asked = CgroupLimits { best_effort: false, ..limits };
+    match timeout(LIMITED, context.jail.limit(worker.slot, asked)).await {
+        Ok(Ok(())) => None,
+        Ok(Err(why)) => Some(super::refusals::no_worker(super::jail::MakeError::Refused(why)).message),
+        Err(_) => Some("the jailer does not say whether they are".into()),
     }
 }
 
-async fn interview(context: &Context, worker: &Worker, with_input: bool) -> Said {
-    use std::os::fd::AsFd;
-    let control = match Control::connect(context.host.workers.as_fd(), worker) {
-        Ok(control) => control,
-        Err(error) if error.is_hang_up() => return Said::HungUp,
-        // Its backlog is full (it has not taken its last supervisors' connections), or somebody else listens there.
-        Err(error) => {
-            return shortage(context, &error).map_or_else(|| Said::Lied(error.to_string()), Said::Short);
+/// Asks a worker how far it is, and for its console. One that hangs up is asked again; then only how far it is, which takes no
+/// fds of it.
+async fn interview(context: &Context, control: &Control, with_input: bool, until: Instant) -> Said {
+    for console in [true, true, false] {
+        match ask(context, control, with_input, console, until).await {
+            Said::HungUp => {}
+            said => return said,
         }
-    };
-    let paused = match control.status(ANSWER).await {
+    }
+    Said::HungUp
+}
+
+async fn ask(context: &Context, control: &Control, with_input: bool, console: bool, until: Instant) -> Said {
+    let left = || until.saturating_duration_since(Instant::now());
+    let paused = match control.status(left()).await {
         Ok(Status::Empty) => return Said::Empty,
         Ok(status) => status == Status::Paused,
-        Err(error) => return no_answer(context, control, false, &error),
+        Err(error) => return no_answer(context, false, &error),
     };
-    match control.console(ANSWER).await.map(|ends| Console::adopted(ends, with_input)) {
-        Ok(Ok(console)) => Said::Runs { control, paused, console: Some(console) },
+    if !console {
+        return Said::Runs { paused, console: None };
+    }
+    match control.console(left()).await.map(|ends| Console::adopted(ends, with_input)) {
+        Ok(Ok(console)) => Said::Runs { paused, console: Some(console) },
         // An errno is ours; what is wrong with its ends has none.
         Ok(Err(error)) if error.raw_os_error().is_some() => Said::Short(error),
         Ok(Err(error)) => Said::Lied(error.to_string()),
-        Err(error) => no_answer(context, control, paused, &error),
+        Err(error) => no_answer(context, paused, &error),
     }
 }
 
-fn no_answer(context: &Context, control: Control, paused: bool, error: &ControlError) -> Said {
+fn no_answer(context: &Context, paused: bool, error: &ControlError) -> Said {
     if let Some(short) = shortage(context, error) {
         return Said::Short(short);
     }
     match error {
         ControlError::Silent | ControlError::Channel(ipc::Error::Version { .. }) => {
-            Said::Runs { control, paused, console: None }
+            Said::Runs { paused, console: None }
         }
+        error if error.is_full() => Said::Runs { paused, console: None },
         error if error.is_hang_up() => Said::HungUp,
+        // Not what was asked for, or somebody else listens there.
         error => Said::Lied(error.to_string()),
     }
 }
@@ -344,7 +386,7 @@ async fn leases(context: &Context, verdicts: &Verdicts) -> Option<BTreeSet<(u64,
     if !verdicts.vms.iter().any(|(_, verdict)| nets(verdict)) {
         return None;
     }
-    match tokio::time::timeout(LEASES, context.netd.leases()).await {
+    match timeout(LEASES, context.netd.leases()).await {
         Ok(Ok(leases)) => Some(leases.into_iter().map(|lease| (lease.id.0, lease.vm.0)).collect()),
         Ok(Err(error)) => {
             tracing::warn!(%error, "netd does not say which leases there are; those of the handles are believed");

@@ -8,6 +8,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::io::Read;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 /// The built-in guests, ELFs with a PVH note.
 const HELLO: &[u8] = include_bytes!(env!("VMSUP_HELLO"));
@@ -23,7 +24,7 @@ pub struct Host {
     /// What KVM offers, as the first worker was told by it while it was empty.
     pub offer: tokio::sync::OnceCell<worker_api::Offer>,
     /// The directory of the workers' sockets.
-    pub workers: OwnedFd,
+    pub workers: Arc<OwnedFd>,
     /// The host's memory, MiB.
     pub memory_mib: u64,
     /// The supervisor's uid.
@@ -70,7 +71,7 @@ impl Host {
                 net: memfd::constant("vmsup-net", NET).map_err(system("making a memfd"))?,
             },
             offer: tokio::sync::OnceCell::new(),
-            workers: rundir.workers.try_clone().map_err(system("copying an fd"))?,
+            workers: rundir.workers.try_clone().map_err(system("copying an fd"))?.into(),
             memory_mib: memory_mib().map_err(system("reading /proc/meminfo"))?,
             uid: rustix::process::geteuid().as_raw(),
             boot_id: boot_id().map_err(system("reading the kernel's boot id"))?,

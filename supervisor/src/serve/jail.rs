@@ -15,6 +15,7 @@ use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -104,6 +105,8 @@ pub struct ListedWorker {
     pub pidfd: OwnedFd,
     /// It stands still.
     pub stopped: bool,
+    /// Its jailer leaves it alone: its handle named it, and nobody will tell its end.
+    pub unlisted: bool,
 }
 
 /// The end of a worker of an earlier supervisor.
@@ -160,6 +163,13 @@ impl Held {
         if let Some(pidfd) = &self.pidfd {
             // ESRCH: it ended by itself, which its end says.
             let _ = pidfd_send_signal(pidfd, Signal::KILL);
+        }
+    }
+
+    /// Waits until nothing of it is there any more, for so long at most.
+    pub async fn gone(&mut self, most: Duration) {
+        if !self.over {
+            let _ = tokio::time::timeout(most, self.ended()).await;
         }
     }
 
@@ -263,10 +273,13 @@ impl Jail {
 
     fn inherit(&self, listing: Listing) -> Inherited {
         let mut inherited = Inherited::default();
-        for ListedWorker { worker, pidfd, stopped } in listing.living {
+        for ListedWorker { worker, pidfd, stopped, unlisted } in listing.living {
             let (held, watched) = Held::new(worker, false, Some(pidfd), &self.farewells);
             watched.stopped.send_replace(stopped);
-            self.lock().living.insert(worker.slot, watched);
+            // Of one that is not its own the jailer says nothing: who waits for its end looks at its pidfd.
+            if !unlisted {
+                self.lock().living.insert(worker.slot, watched);
+            }
             inherited.living.push(held);
         }
         for ListedEnd { slot, pid, end } in listing.ended {

@@ -233,7 +233,7 @@ fn listing(channel: &Channel<Request, Reply>) -> Result<Listing, ServeError> {
         let (reply, fds) = channel.receive().map_err(ServeError::Handshake)?;
         match (reply, fds.into_iter().next()) {
             (Reply::Holds { worker, .. }, Some(pidfd)) if first(worker.slot, worker.pid) => {
-                listing.living.push(ListedWorker { worker, pidfd, stopped: false });
+                listing.living.push(ListedWorker { worker, pidfd, stopped: false, unlisted: false });
             }
             (Reply::Ended { slot, pid, how, last_words }, _) => {
                 // It may end while the list is told.

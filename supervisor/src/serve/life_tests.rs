@@ -439,6 +439,7 @@ async fn found(bench: &Bench, spec: VmSpec, desired: Desired, paused: bool) -> (
         paused,
         console: Some(prepared.console),
         nets: prepared.nets,
+        unlimited: None,
         started_at: 1000,
         ran: Duration::from_secs(3600),
     };

@@ -327,7 +327,7 @@ fn prepare(
     let storage = storage::Storage::open(&state_dir, side.is_some());
     let handles = rundir.handles.try_clone().map_err(|e| ServeError::System("copying an fd", e))?;
     let handles = handle::Handles::new(handles);
-    let jailer = match &options.jailer_socket {
+    let mut jailer = match &options.jailer_socket {
         Some(socket) => jailer::connect(socket, rundir)?,
         None => {
             let wanted = jailer::JailerOptions {
@@ -344,7 +344,7 @@ fn prepare(
     // The list of what lives comes before the handles: a handle is written for a worker that the jailer has.
     let left = handles.read_all().map_err(|e| ServeError::System("reading the handles", e))?;
     let rows = std::mem::take(&mut loaded.vms);
-    let verdicts = adopt::look(&host, rundir.new, rows, left, &jailer.listing);
+    let verdicts = adopt::look(&host, rundir.new, rows, left, &mut jailer.listing);
     // After the jailer was started: it and its workers inherit neither the raised limit nor the blocked signals.
     let budget = budget::Budget::of(confine::raise_nofile(), side.is_some());
     let signals = signals::block()?;

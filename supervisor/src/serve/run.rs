@@ -192,7 +192,7 @@ fn farewell(why: &str, living: usize) -> String {
 }
 
 /// Gives every VM that was found its actor.
-fn settle(context: &Arc<Context>, fates: Vec<Fate>) {
+pub(super) fn settle(context: &Arc<Context>, fates: Vec<Fate>) {
     let (mut runs, mut ended, mut rests) = (0, 0, 0);
     for fate in fates {
         match fate {
@@ -202,11 +202,18 @@ fn settle(context: &Arc<Context>, fates: Vec<Fate>) {
                 let pid = found.held.worker.pid;
                 let cause = match &found.console {
                     Some(_) => format!("found running as process {pid}"),
-                    None => format!("found as process {pid}, which does not answer"),
+                    None => format!("found as process {pid}, which does not answer, or does not hand its console over"),
                 };
+                let unlimited = found.unlimited.clone();
                 tracing::info!(id, name, pid, answers = found.console.is_some(), "adopted");
                 Vm::adopted(context, *found);
-                context.events.emit(EventKind::Adopted, Some(About { name: &name, id: &id, owner }), cause);
+                let about = || Some(About { name: &name, id: &id, owner });
+                context.events.emit(EventKind::Adopted, about(), cause);
+                if let Some(why) = unlimited {
+                    tracing::error!(id, name, pid, why, "runs without the limits of its file");
+                    let cause = format!("it runs without the limits of its file: {why}");
+                    context.events.emit(EventKind::Unlimited, about(), cause);
+                }
             }
             Fate::Ended { intent, how, held } => {
                 ended += 1;

@@ -198,7 +198,8 @@ pub async fn hand_over(
     held: jail_spec::Worker,
 ) -> Result<(Control, Timings), NotTaken> {
     let start = async {
-        let control = Control::connect(context.host.workers.as_fd(), &held)?;
+        let control = Control::new(&context.host.workers, &held);
+        control.connect().await?;
         fault::waits(Step::StartConnected).await.map_err(std::io::Error::from)?;
         let fds = parcel.fds(&context.host.kvm);
         let offer = context.host.offer.get_or_try_init(|| control.offer(context.host.kvm.as_fd())).await?;

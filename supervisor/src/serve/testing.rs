@@ -255,6 +255,8 @@ pub struct Bench {
     pub slots: Arc<Mutex<BTreeSet<u32>>>,
     /// Limits that were asked for of workers which were handed out before.
     pub limits: Arc<Mutex<Vec<(u32, CgroupLimits)>>>,
+    /// Why these cannot be set.
+    pub unlimited: Arc<Mutex<Option<Refusal>>>,
     pub dir: TempDir,
 }
 
@@ -276,13 +278,23 @@ impl Bench {
         Bench::with(Deadlines { stats: soon, control: soon, ..Deadlines::default() }, super::netd::DEADLINE)
     }
 
+    /// On a host where limits are held.
+    pub fn limited() -> Bench {
+        Bench::on(Ok("/the/tests".into()), Deadlines::default(), super::netd::DEADLINE)
+    }
+
     fn with(deadlines: Deadlines, answer: Duration) -> Bench {
+        Bench::on(Err("the test has none".into()), deadlines, answer)
+    }
+
+    fn on(cgroup: Result<String, String>, deadlines: Deadlines, answer: Duration) -> Bench {
         let dir = TempDir::new();
         let (ours, theirs) = Channel::<Request, Reply>::pair().unwrap();
         let jailer = theirs.as_fd().try_clone_to_owned().unwrap();
         let act = Arc::new(Mutex::new(Act::Good));
         let slots = Arc::new(Mutex::new(BTreeSet::new()));
         let limits = Arc::new(Mutex::new(Vec::new()));
+        let unlimited = Arc::new(Mutex::new(None));
         let (sender, vms) = mpsc::channel();
         let says = Arc::new(theirs);
         let fake = FakeJailer {
@@ -291,13 +303,14 @@ impl Bench {
             act: act.clone(),
             slots: slots.clone(),
             limits: limits.clone(),
+            unlimited: unlimited.clone(),
             sender,
         };
         std::thread::spawn(move || fake.run());
         let facts = Facts {
             pid: std::process::id() as i32,
             uids: UidSource::Own,
-            cgroup: Err("the test has none".into()),
+            cgroup,
             pool: 0,
         };
         let pidfd = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).unwrap();
@@ -311,7 +324,7 @@ impl Bench {
                 net: memfd::constant("net", b"net guest").unwrap(),
             },
             offer: worker_api::Offer::default().into(),
-            workers: rustix::fs::open(dir.path(), flags, rustix::fs::Mode::empty()).unwrap(),
+            workers: Arc::new(rustix::fs::open(dir.path(), flags, rustix::fs::Mode::empty()).unwrap()),
             memory_mib: 4096,
             uid: rustix::process::geteuid().as_raw(),
             boot_id: "b00t".into(),
@@ -345,7 +358,7 @@ impl Bench {
             storage: Arc::new(super::storage::Storage::for_tests(None)),
             side: super::side::Side::new(None, 256),
         });
-        Bench { context, vms, act, jailer, says, slots, limits, dir }
+        Bench { context, vms, act, jailer, says, slots, limits, unlimited, dir }
     }
 
     /// A netd where this supervisor expects one.
@@ -387,6 +400,7 @@ struct FakeJailer {
     act: Arc<Mutex<Act>>,
     slots: Arc<Mutex<BTreeSet<u32>>>,
     limits: Arc<Mutex<Vec<(u32, CgroupLimits)>>>,
+    unlimited: Arc<Mutex<Option<Refusal>>>,
     sender: mpsc::Sender<FakeVm>,
 }
 
@@ -408,7 +422,7 @@ impl FakeJailer {
                 }
                 Request::Limit { slot, limits } => {
                     self.limits.lock().unwrap().push((slot.0, limits));
-                    self.channel.send(&Reply::Limited { slot, failed: None }, &[]).unwrap();
+                    self.channel.send(&Reply::Limited { slot, failed: self.unlimited.lock().unwrap().clone() }, &[]).unwrap();
                 }
             }
         }

@@ -2,6 +2,10 @@
 //!
 //! The worker parses what we send inside its jail; what comes back is an allegation and decides about its own VM only.
 //! Each request has one reply, in order.
+//!
+//! A connection is made for the first request, and again for the next one after a hang-up. That a worker hung up does not say
+//! that it ended: where all workers share one uid, another one can fill the kernel's count of that uid's fds in flight, so
+//! that this one's console cannot be sent.
 
 use super::end::plain;
 use super::readiness::receive;
@@ -10,6 +14,7 @@ use jail_spec::Worker;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
 use worker_api::{NAME, Offer, Reply, Request, StartFailure, StartSpec, Stats, Status, Timings, VERSION};
@@ -17,16 +22,20 @@ use worker_api::{NAME, Offer, Reply, Request, StartFailure, StartSpec, Stats, St
 /// The most replies that a worker may owe: one that answers nothing is not asked again until it has answered.
 const OWED_MAX: u32 = 8;
 
-/// A connected worker.
+/// The way to a worker.
 #[derive(Debug)]
 pub struct Control {
-    channel: Channel<Request, Reply>,
-    turn: Mutex<Turn>,
+    worker: Worker,
+    /// The directory of the workers' sockets.
+    workers: Arc<OwnedFd>,
+    /// The connection, while there is one.
+    talk: Mutex<Option<Talk>>,
 }
 
-/// How far the conversation is.
-#[derive(Debug, Default)]
-struct Turn {
+/// A connection, and how far the conversation is.
+#[derive(Debug)]
+struct Talk {
+    channel: Channel<Request, Reply>,
     /// Our header went out.
     greeted: bool,
     /// Its header came.
@@ -77,27 +86,58 @@ impl ControlError {
             _ => false,
         }
     }
+
+    /// The worker does not look at its socket: as many wait there as it has room for, or it leaves what it is sent unread.
+    pub fn is_full(&self) -> bool {
+        match self {
+            ControlError::Io(error) => error.kind() == io::ErrorKind::WouldBlock,
+            ControlError::Channel(error) => error.would_block(),
+            _ => false,
+        }
+    }
+}
+
+/// Connects to a worker in the directory of the workers' sockets, and hangs up again.
+///
+/// # Errors
+/// [`ControlError::Io`]; [`ControlError::Impostor`] where the listener is not this worker.
+pub fn knock(workers: &OwnedFd, worker: &Worker) -> Result<(), ControlError> {
+    dial(workers, worker).map(drop)
+}
+
+/// Connects to a worker in the directory of the workers' sockets.
+fn dial(workers: &OwnedFd, worker: &Worker) -> Result<OwnedFd, ControlError> {
+    let socket =
+        socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
+            .map_err(io::Error::from)?;
+    // Through the fd of the directory that was checked: whatever its path leads to by now, and however long it is.
+    let path = format!("/proc/self/fd/{}/{}", workers.as_raw_fd(), worker.slot.socket_name());
+    let address = SocketAddrUnix::new(path).map_err(io::Error::from)?;
+    connect(&socket, &address).map_err(io::Error::from)?;
+    let peer = sockopt::socket_peercred(&socket).map_err(io::Error::from)?;
+    let (pid, uid) = (peer.pid.as_raw_nonzero().get(), peer.uid.as_raw());
+    if (pid, uid) != (worker.pid, worker.uid) {
+        return Err(ControlError::Impostor { pid, uid, worker: *worker });
+    }
+    Ok(socket)
 }
 
 impl Control {
-    /// Connects to a worker in the directory of the workers' sockets.
+    /// The way to a worker in the directory of the workers' sockets.
+    pub fn new(workers: &Arc<OwnedFd>, worker: &Worker) -> Control {
+        Control { worker: *worker, workers: workers.clone(), talk: Mutex::default() }
+    }
+
+    /// Connects, where there is no connection: what is asked does that by itself.
     ///
     /// # Errors
     /// [`ControlError::Io`]; [`ControlError::Impostor`] where the listener is not this worker.
-    pub fn connect(workers: BorrowedFd<'_>, worker: &Worker) -> Result<Control, ControlError> {
-        let socket =
-            socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
-                .map_err(io::Error::from)?;
-        // Through the fd of the directory that was checked: whatever its path leads to by now, and however long it is.
-        let path = format!("/proc/self/fd/{}/{}", workers.as_raw_fd(), worker.slot.socket_name());
-        let address = SocketAddrUnix::new(path).map_err(io::Error::from)?;
-        connect(&socket, &address).map_err(io::Error::from)?;
-        let peer = sockopt::socket_peercred(&socket).map_err(io::Error::from)?;
-        let (pid, uid) = (peer.pid.as_raw_nonzero().get(), peer.uid.as_raw());
-        if (pid, uid) != (worker.pid, worker.uid) {
-            return Err(ControlError::Impostor { pid, uid, worker: *worker });
+    pub async fn connect(&self) -> Result<(), ControlError> {
+        let mut talk = self.talk.lock().await;
+        if talk.is_none() {
+            *talk = Some(Talk::new(dial(&self.workers, &self.worker)?));
         }
-        Ok(Control { channel: Channel::new(socket), turn: Mutex::default() })
+        Ok(())
     }
 
     /// Makes the worker the VM. Our header and the spec go out together, which saves a turn; a worker of another
@@ -187,42 +227,58 @@ impl Control {
         tokio::time::timeout(deadline, self.ask(request, &[])).await.map_err(|_| ControlError::Silent)?
     }
 
+    /// Sends a request and takes the answer, over a new connection where there is none (any more).
+    async fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(Reply, Vec<OwnedFd>), ControlError> {
+        let mut talk = self.talk.lock().await;
+        let answer = match &mut *talk {
+            Some(talk) => talk.ask(request, fds).await,
+            none => none.insert(Talk::new(dial(&self.workers, &self.worker)?)).ask(request, fds).await,
+        };
+        if answer.as_ref().is_err_and(ControlError::is_hang_up) {
+            *talk = None;
+        }
+        answer
+    }
+}
+
+impl Talk {
+    fn new(socket: OwnedFd) -> Talk {
+        Talk { channel: Channel::new(socket), greeted: false, met: false, owed: 0 }
+    }
+
     /// Sends a request, behind our header where it is the first, and takes the answer. One after the other; where somebody
     /// gave up waiting, the next one first takes what came for them.
-    async fn ask(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(Reply, Vec<OwnedFd>), ControlError> {
-        let mut turn = self.turn.lock().await;
-        if turn.owed >= OWED_MAX {
-            self.collect(&mut turn)?;
+    async fn ask(&mut self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(Reply, Vec<OwnedFd>), ControlError> {
+        if self.owed >= OWED_MAX {
+            self.collect()?;
         }
-        if turn.owed >= OWED_MAX {
+        if self.owed >= OWED_MAX {
             return Err(ControlError::Silent);
         }
         let greeting =
-            if std::mem::replace(&mut turn.greeted, true) { Ok(()) } else { self.channel.greet(NAME, VERSION, 0) };
+            if std::mem::replace(&mut self.greeted, true) { Ok(()) } else { self.channel.greet(NAME, VERSION, 0) };
         let sent = greeting.and_then(|()| self.channel.send(request, fds));
-        turn.owed += u32::from(sent.is_ok());
-        if !turn.met && matches!(sent, Ok(()) | Err(ipc::Error::Closed)) {
+        self.owed += u32::from(sent.is_ok());
+        if !self.met && matches!(sent, Ok(()) | Err(ipc::Error::Closed)) {
             // One of another release hangs up at our header. Its own is still to be read, and says why.
             receive(&self.channel, |channel| channel.meet(NAME, VERSION, 0)).await?;
-            turn.met = true;
+            self.met = true;
         }
         sent?;
         loop {
             let answer = receive(&self.channel, Channel::receive).await?;
-            turn.owed -= 1;
-            if turn.owed == 0 {
+            self.owed -= 1;
+            if self.owed == 0 {
                 return Ok(answer);
             }
         }
     }
-}
 
-impl Control {
     /// Takes the answers that have come since somebody gave up waiting: a worker that stood still and goes on is asked again.
-    fn collect(&self, turn: &mut Turn) -> Result<(), ControlError> {
-        while turn.met && turn.owed > 0 {
+    fn collect(&mut self) -> Result<(), ControlError> {
+        while self.met && self.owed > 0 {
             match self.channel.receive() {
-                Ok(_) => turn.owed -= 1,
+                Ok(_) => self.owed -= 1,
                 Err(error) if error.would_block() => break,
                 Err(error) => return Err(error.into()),
             }

@@ -158,6 +158,10 @@ impl Actor {
             let _ = told.send(Err(ApiError { code: ErrorCode::Conflict, message, field: None }));
             return;
         }
+        if in_place && spec.limits != self.intent.spec.limits {
+            // The jailer has just set the new ones.
+            self.run.unlimited = None;
+        }
         self.replace(spec, source);
         let console = self.vm.console().ok();
         if let (Some(monitor), Some(watcher)) = (&mut self.run.monitor, &mut self.run.watcher) {

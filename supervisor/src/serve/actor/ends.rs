@@ -16,6 +16,7 @@ use crate::serve::restart::{self, Decision};
 use crate::serve::state::Change;
 use crate::serve::vm::{Reply, Vm, unix_time};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -23,6 +24,8 @@ use tokio::time::Instant;
 const WRITE: Duration = Duration::from_secs(5);
 /// How long it waits for netd to take the leases back, so that the next run gets its forwards.
 const RELEASE: Duration = Duration::from_secs(2);
+/// How long it waits for a worker that was killed and whose end nobody has seen.
+const END: Duration = Duration::from_secs(3);
 /// How long a retired VM is found at most.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -69,9 +72,13 @@ impl Actor {
         };
         self.run.told = Some(told);
         let (context, number) = (self.context.clone(), self.intent.number);
-        let (held, nets, control) = (self.run.held.take(), std::mem::take(&mut self.run.nets), self.run.control.take());
+        let (nets, control) = (std::mem::take(&mut self.run.nets), self.run.control.take());
+        let mut held = self.run.held.take();
         let writing = self.run.writing.take();
         self.step = Some(Box::pin(async move {
+            if let Some(held) = &mut held {
+                held.gone(END).await;
+            }
             let (first, then) = match change {
                 Change::Remove(_) => (None, Some(change)),
                 _ => (Some(change), None),
@@ -242,11 +249,12 @@ impl Actor {
 
     /// It was found running.
     pub(super) fn adopt(&mut self, found: Found, place: Option<Place>) {
-        let Found { intent, held, control, paused, console, nets, started_at, ran } = found;
+        let Found { intent, held, control, paused, console, nets, unlimited, started_at, ran } = found;
         self.intent = intent;
         self.intent.confirmed = true;
         self.row = self.intent.restarts;
-        self.run.unreachable = console.is_none();
+        self.run.unreachable.store(console.is_none(), Ordering::Release);
+        self.run.unlimited = unlimited;
         match console {
             Some(console) => self.vm.set_console(console),
             None => self.vm.no_console(),

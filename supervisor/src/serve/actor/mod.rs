@@ -116,8 +116,10 @@ struct Run {
     console: Option<Arc<Console>>,
     /// Its handle is being written.
     writing: Option<tokio::task::JoinHandle<()>>,
-    /// It was found with a worker that did not answer, so that its console is still to be asked for.
-    unreachable: bool,
+    /// It was found with a worker that did not hand its console over, so that this is still to be asked for.
+    unreachable: Arc<AtomicBool>,
+    /// Why the limits of its file are not in force, though there is a cgroup for them.
+    unlimited: Option<String>,
     /// Its network interfaces; released after the worker has gone.
     nets: Interfaces,
     /// When its vCPUs began to run, and the same in seconds since 1970.
@@ -271,7 +273,7 @@ impl Actor {
 
     /// Something was seen of the guest or its worker.
     fn saw(&mut self, sight: Sight) -> Option<Event> {
-        if self.run.unreachable && sight == Sight::Answered {
+        if sight == Sight::Answered && self.run.unreachable.swap(false, Ordering::AcqRel) {
             self.ask_console();
         }
         let (Some(watcher), Some(monitor)) = (&self.run.watcher, &mut self.run.monitor) else { return None };

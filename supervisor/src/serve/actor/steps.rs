@@ -209,20 +209,24 @@ impl Actor {
         }
     }
 
-    /// The worker of a VM that was found hanging answers: now its console can be had.
+    /// The worker of a VM that was found hanging answers: now its console can be had. Where it hangs up over that it is asked
+    /// again when it answers the next time; what it hands over and cannot be is not asked for again.
     pub(super) fn ask_console(&mut self) {
         let Some(control) = self.run.control.clone() else { return };
-        self.run.unreachable = false;
         let with_input = self.intent.spec.console.as_ref().is_none_or(|console| console.input);
         let (vm, deadline, id) = (self.vm.clone(), self.context.deadlines.control, self.intent.id());
+        let unreachable = self.run.unreachable.clone();
         tokio::spawn(async move {
-            let console = match control.console(deadline).await {
-                Ok(ends) => Console::adopted(ends, with_input),
-                Err(error) => Err(std::io::Error::other(error)),
+            let ends = match control.console(deadline).await {
+                Ok(ends) => ends,
+                Err(error) => {
+                    tracing::warn!(id, %error, "the console of a VM cannot be had from its worker for now");
+                    return unreachable.store(true, Ordering::Release);
+                }
             };
-            match console {
+            match Console::adopted(ends, with_input) {
                 Ok(console) => vm.set_console(console),
-                Err(error) => tracing::error!(id, %error, "the console of a VM cannot be had from its worker"),
+                Err(error) => tracing::error!(id, %error, "what a worker gave as its VM's console is none"),
             }
         });
     }
@@ -237,8 +241,8 @@ impl Actor {
     pub(super) fn watch(&mut self) {
         let (Some(held), Some(control)) = (&self.run.held, &self.run.control) else { return };
         let console = self.vm.console().ok();
-        // A marker that may have been overwritten is taken to have been there.
-        let overwritten = console.as_ref().is_some_and(|console| console.written() > console::CAPACITY);
+        // A marker that may have been overwritten is taken to have been there, and so is one on a console that cannot be had.
+        let overwritten = console.as_ref().is_none_or(|console| console.written() > console::CAPACITY);
         let monitor = Monitor::new(self.intent.spec.health.as_ref(), overwritten);
         let subject = Subject {
             held,

@@ -88,10 +88,10 @@ impl Actor {
     }
 
     fn worker_info(&self, held: &Held) -> WorkerInfo {
-        let limits = match (&self.intent.spec.limits, &self.context.jail.facts.cgroup) {
-            (None, _) => "none asked for".into(),
-            (Some(_), Ok(cgroup)) => format!("held by a cgroup below {cgroup}"),
-            (Some(_), Err(reason)) => format!("not held: {reason}"),
+        let limits = match (&self.intent.spec.limits, &self.context.jail.facts.cgroup, &self.run.unlimited) {
+            (None, ..) => "none asked for".into(),
+            (Some(_), Err(reason), _) | (Some(_), Ok(_), Some(reason)) => format!("not held: {reason}"),
+            (Some(_), Ok(cgroup), None) => format!("held by a cgroup below {cgroup}"),
         };
         let worker = &held.worker;
         WorkerInfo {

@@ -24,6 +24,12 @@ enum Does {
     Raves,
     /// Answers nothing.
     Hangs,
+    /// Hangs up over its console, so many times; then it hands it over.
+    HangsUp(u32),
+    /// Hangs up on everybody at once, and lives.
+    Shuns,
+    /// Has as many waiting at its socket as there is room for.
+    IsFull,
     /// Is of a release that speaks another version.
     IsOld,
     /// Has no socket any more.
@@ -75,10 +81,10 @@ impl Before {
         if does != Does::Ended {
             let fds = [&ends.ring, &ends.notify, &ends.input].map(|fd| fd.try_clone().unwrap());
             let listener = listen(&self.bench.dir.path().join(worker.slot.socket_name()));
-            std::thread::spawn(move || work(&listener, does, &fds));
+            std::thread::spawn(move || serve(&listener, does, &fds));
         }
         self.ends.push(ends);
-        self.listing.living.push(ListedWorker { worker, pidfd: pidfd.try_clone().unwrap(), stopped: false });
+        self.listing.living.push(ListedWorker { worker, pidfd: pidfd.try_clone().unwrap(), stopped: false, unlisted: false });
         let living = Living { worker, start_time: Some(handle.start_time), inode: handle.pidfd_inode };
         self.evidence.living.push(living);
         self.evidence.rows.push(handle.intent.clone());
@@ -139,8 +145,32 @@ fn listen(path: &Path) -> OwnedFd {
     listener
 }
 
-fn work(listener: &OwnedFd, does: Does, ends: &[OwnedFd; 3]) {
-    let socket = rustix::net::accept_with(listener, SocketFlags::CLOEXEC).unwrap();
+/// Serves one after the other, as a worker does.
+fn serve(listener: &OwnedFd, does: Does, ends: &[OwnedFd; 3]) {
+    if does == Does::IsFull {
+        return fill(listener);
+    }
+    let mut left = if let Does::HangsUp(times) = does { times } else { 0 };
+    while let Ok(socket) = rustix::net::accept_with(listener, SocketFlags::CLOEXEC) {
+        if does != Does::Shuns {
+            work(socket, does, ends, &mut left);
+        }
+    }
+}
+
+/// Takes all the room at a socket, until the test is over.
+fn fill(listener: &OwnedFd) {
+    let address = rustix::net::getsockname(listener).unwrap();
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let knock = || {
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        rustix::net::connect(&socket, &address).map(|()| socket)
+    };
+    let _waiting: Vec<OwnedFd> = std::iter::from_fn(|| knock().ok()).collect();
+    std::thread::park();
+}
+
+fn work(socket: OwnedFd, does: Does, ends: &[OwnedFd; 3], left: &mut u32) {
     let channel = Channel::<Says, worker_api::Request>::new(socket);
     let version = if does == Does::IsOld { worker_api::VERSION - 1 } else { worker_api::VERSION };
     if channel.handshake(worker_api::NAME, version, 0).is_err() {
@@ -154,6 +184,10 @@ fn work(listener: &OwnedFd, does: Does, ends: &[OwnedFd; 3]) {
             (Does::Hangs, _) => continue,
             (Does::Raves, _) => channel.send(&Says::Done, &[]),
             (_, worker_api::Request::Status) => channel.send(&Says::Status(status), &[]),
+            (Does::HangsUp(_), worker_api::Request::Console) if *left > 0 => {
+                *left -= 1;
+                return;
+            }
             (_, worker_api::Request::Console) => channel.send(&Says::Console, &fds),
             (_, other) => panic!("{other:?}"),
         };
@@ -175,6 +209,27 @@ async fn a_vm_that_runs_gets_the_limits_of_its_file_again() {
     let after = before.next().await;
     assert!(after.fates.iter().all(|fate| matches!(fate, Fate::Runs(_))), "{:?}", after.fates);
     assert_eq!(*before.bench.limits.lock().unwrap(), [(2, cgroup_limits(&limits))]);
+}
+
+#[tokio::test]
+async fn limits_that_are_not_in_force_again_are_not_said_to_be() {
+    for enforce in [Enforce::Required, Enforce::BestEffort] {
+        let mut before = Before::new();
+        before.bench = Bench::limited();
+        *before.bench.unlimited.lock().unwrap() = Some(jail_spec::Refusal::Invalid("no such leaf".into()));
+        before.vm(1, Does::Runs(Status::Running));
+        let limits = Limits { memory_max_mib: Some(48), pids_max: None, cpu_percent: None, enforce };
+        before.evidence.rows[0].spec.limits = Some(limits);
+        let After { jail, jailer, fates } = before.next().await;
+        crate::serve::run::settle(&before.bench.context, fates);
+        let vms = before.bench.context.registry.list();
+        let shown = vms[0].info().worker.unwrap().limits;
+        assert!(shown.starts_with("not held: ") && shown.contains("no such leaf"), "{shown}");
+        let events = before.bench.context.events.listen(Some(0)).now(1000).events;
+        assert!(format!("{events:?}").contains("Unlimited"), "{events:?}");
+        jail.leave();
+        drop(jailer);
+    }
 }
 
 #[tokio::test]
@@ -258,6 +313,56 @@ async fn a_worker_that_does_not_answer_goes_on_without_a_console() {
         assert!(found.console.is_none() && before.lives(0));
         jail.leave();
     }
+}
+
+#[tokio::test]
+async fn a_worker_that_hangs_up_is_asked_again() {
+    let mut before = Before::new();
+    before.vm(1, Does::HangsUp(1));
+    let after = before.next().await;
+    after.jail.leave();
+    let (Fate::Runs(found), _jailer) = after.only() else { panic!("it runs") };
+    assert_eq!(found.console.unwrap().kept().0, b"before ");
+}
+
+#[tokio::test]
+async fn a_worker_that_hangs_up_and_lives_goes_on_and_is_asked_again_later() {
+    // Its console cannot be had for now: as when another worker of its uid has as many fds in flight as there may be.
+    let mut before = Before::new();
+    before.vm(1, Does::HangsUp(2));
+    let after = before.next().await;
+    after.jail.leave();
+    let (Fate::Runs(found), _jailer) = after.only() else { panic!("it runs") };
+    assert!(found.console.is_none() && before.lives(0));
+    let ends = found.control.console(Duration::from_secs(10)).await.unwrap();
+    assert_eq!(Console::adopted(ends, true).unwrap().kept().0, b"before ");
+    for does in [Does::Shuns, Does::IsFull] {
+        let mut before = Before::new();
+        before.vm(1, does);
+        let after = before.next().await;
+        after.jail.leave();
+        let (Fate::Runs(found), _jailer) = after.only() else { panic!("it runs") };
+        assert!(found.console.is_none() && before.lives(0));
+        assert!(found.control.status(Duration::from_secs(1)).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn a_console_that_could_not_be_had_is_asked_for_when_its_worker_answers() {
+    let mut before = Before::new();
+    // Once more than its adoption asks.
+    before.vm(1, Does::HangsUp(3));
+    let After { jail, jailer, fates } = before.next().await;
+    crate::serve::run::settle(&before.bench.context, fates);
+    let vm = before.bench.context.registry.list().remove(0);
+    assert!(vm.console().is_err());
+    while vm.console().is_err() {
+        before.bench.context.tick.beat();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(vm.console().unwrap().kept().0, b"before ");
+    jail.leave();
+    drop(jailer);
 }
 
 #[tokio::test]
@@ -350,6 +455,15 @@ async fn a_living_vm_keeps_the_leases_that_netd_has_and_releases_them_at_its_end
     before.bench.context.netd.settled().await;
 }
 
+/// A handle of a process that no jailer names.
+fn handle_of(pid: i32) -> Handle {
+    let mut handle = handle(1, "a");
+    (handle.pid, handle.start_time) = (pid, start_time(pid).unwrap());
+    let pidfd = rustix::process::pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
+    (handle.pidfd_inode, handle.uid) = (handle::pidfd_inode(&pidfd), rustix::process::geteuid().as_raw());
+    handle
+}
+
 #[test]
 fn how_long_a_vm_has_run_is_not_for_who_sets_the_clock_to_say() {
     let hour = Duration::from_secs(3600);
@@ -365,17 +479,67 @@ fn how_long_a_vm_has_run_is_not_for_who_sets_the_clock_to_say() {
 
 #[test]
 fn the_process_of_a_handle_that_nobody_can_reach_is_ended_and_no_other() {
+    let dir = crate::serve::testing::TempDir::new();
+    let workers = OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
     let mut child = Command::new("sleep").arg("600").spawn().unwrap();
-    let mut handle = handle(1, "a");
-    handle.pid = child.id() as i32;
-    handle.start_time = start_time(handle.pid).unwrap() + 1;
-    assert!(!end_unreachable(&handle), "a later process of that pid");
-    assert!(child.try_wait().unwrap().is_none());
+    let mut listing = Listing::default();
+    let mut handle = handle_of(child.id() as i32);
+    let mut ends = |handle: &Handle| unlisted(&workers, handle, &mut listing).is_some();
+    handle.start_time += 1;
+    assert!(!ends(&handle), "a later process of that pid");
     handle.start_time -= 1;
-    assert!(end_unreachable(&handle));
+    if let Some(inode) = handle.pidfd_inode {
+        handle.pidfd_inode = Some(inode + 1);
+        assert!(!ends(&handle), "a later process of that pid and time");
+        handle.pidfd_inode = Some(inode);
+    }
+    assert!(child.try_wait().unwrap().is_none());
+    assert!(ends(&handle));
     use std::os::unix::process::ExitStatusExt;
     assert_eq!(child.wait().unwrap().signal(), Some(9));
-    assert!(!end_unreachable(&handle), "there is no such process");
+    assert!(!ends(&handle), "there is no such process");
     handle.pid = -1;
-    assert!(!end_unreachable(&handle));
+    assert!(!ends(&handle));
+    assert!(listing.living.is_empty());
+}
+
+#[tokio::test]
+async fn a_worker_that_its_jailer_leaves_alone_goes_on_and_its_end_is_seen() {
+    let mut before = Before::new();
+    // It answers who it is, or nothing at all.
+    before.vm(1, Does::Runs(Status::Running));
+    before.vm(2, Does::IsFull);
+    let mut listing = Listing::default();
+    let workers = before.bench.context.host.workers.clone();
+    let mut handles = before.evidence.handles.clone();
+    (handles[0].pidfd_inode, handles[0].intent.spec.name) = (handle_of(handles[0].pid).pidfd_inode, "listens".into());
+    let other = handle_of(before.processes[1].id() as i32);
+    (handles[1].pid, handles[1].start_time, handles[1].pidfd_inode) = (other.pid, other.start_time, other.pidfd_inode);
+    let full = || worker::knock(&workers, &before.listing.living[1].worker).is_err_and(|error| error.is_full());
+    while !full() {
+        std::thread::yield_now();
+    }
+    for handle in &handles {
+        let said = unlisted(&workers, handle, &mut listing).unwrap();
+        assert!(said.contains(&handle.intent.spec.name) && said.contains("/etc/subuid"), "{said}");
+        assert!(unlisted(&workers, handle, &mut listing).is_none(), "it is in the list by now");
+    }
+    let slots: Vec<_> = listing.living.iter().map(|listed| (listed.worker.slot.0, listed.unlisted)).collect();
+    assert_eq!(slots, [(1, true), (2, true)]);
+    // Nobody but its pidfd says that it ends.
+    listing.living.remove(0);
+    before.listing = listing;
+    let (ours, jailer) = Channel::<Request, Reply>::pair().unwrap();
+    let facts = Facts { pid: 1, uids: UidSource::Own, cgroup: Err("none".into()), pool: 0 };
+    let pidfd = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).unwrap();
+    let ready = ours.as_fd().try_clone_to_owned().unwrap();
+    let listing = std::mem::take(&mut before.listing);
+    let (_jail, mut inherited) = Jail::new(ours, ready, facts, pidfd, listing).unwrap();
+    let mut held = inherited.living.remove(0);
+    before.processes[1].kill().unwrap();
+    assert!(held.ended().await.is_none());
+    drop(held);
+    // Nor is the jailer asked to forget one that it does not know.
+    rustix::io::ioctl_fionbio(&jailer, true).unwrap();
+    assert!(jailer.receive().unwrap_err().would_block());
 }
