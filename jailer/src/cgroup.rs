@@ -6,6 +6,7 @@
 //!
 //! A jailer that comes after a killed one finds the leaves of the workers that go on, and keeps them.
 
+use crate::alone;
 use jail_spec::{CgroupLimits, Slot};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
@@ -14,6 +15,24 @@ use std::path::{Path, PathBuf};
 /// The delegated directory.
 pub struct Delegated {
     path: PathBuf,
+    /// Locked: the leaves in it are ours, and no other jailer's.
+    _alone: OwnedFd,
+}
+
+/// Why there is none: sentences without a final full stop.
+#[derive(Debug, thiserror::Error)]
+pub enum NoCgroup {
+    /// Limits cannot be held.
+    #[error("{0}")]
+    Missing(String),
+    /// It is another jailer's, which would take our workers for leftovers, and we its.
+    #[error("{who} has its workers in {}; give each jailer a delegated cgroup of its own (--cgroup)", .path.display())]
+    Shared {
+        /// Who.
+        who: String,
+        /// The directory.
+        path: PathBuf,
+    },
 }
 
 /// One worker's leaf.
@@ -29,26 +48,19 @@ impl Delegated {
     /// Finds and prepares the directory. Leaves of slots that are `vacant` are a predecessor's leftovers.
     ///
     /// # Errors
-    /// Why there is none: a sentence without a final full stop.
-    pub fn prepare(told: Option<&Path>, vacant: impl Fn(Slot) -> bool) -> Result<Delegated, String> {
+    /// Why there is none.
+    pub fn prepare(told: Option<&Path>, vacant: impl Fn(Slot) -> bool) -> Result<Delegated, NoCgroup> {
         let path = match told {
             Some(path) => path.to_owned(),
-            None => own_if_alone()?,
+            None => own_if_alone().map_err(NoCgroup::Missing)?,
         };
-        let read = |file: &str| {
-            std::fs::read_to_string(path.join(file)).map_err(|e| format!("{}: {e}", path.join(file).display()))
+        let fails = |errno| NoCgroup::Missing(format!("{}: {errno}", path.display()));
+        let alone = match alone::below(&path).map_err(fails)? {
+            Ok(alone) => alone,
+            Err(who) => return Err(NoCgroup::Shared { who, path }),
         };
-        let available = read("cgroup.controllers")?;
-        if let Some(missing) = CONTROLLERS.iter().find(|c| !available.split_whitespace().any(|a| a == **c)) {
-            return Err(format!("{} has no {missing} controller", path.display()));
-        }
-        if told.is_none() {
-            let leaf = path.join("jailer");
-            make_directory(&leaf)?;
-            write(&leaf.join("cgroup.procs"), "0")?;
-        }
-        write(&path.join("cgroup.subtree_control"), "+cpu +memory +pids")?;
-        let delegated = Delegated { path };
+        enable(&path, told.is_none()).map_err(NoCgroup::Missing)?;
+        let delegated = Delegated { path, _alone: alone };
         delegated.remove_leftovers(vacant);
         Ok(delegated)
     }
@@ -141,6 +153,21 @@ impl Drop for Leaf {
     }
 }
 
+/// Gives the leaves below a directory their controllers; the jailer itself goes to a leaf of its own first, where it is in it.
+fn enable(path: &Path, within: bool) -> Result<(), String> {
+    let available = path.join("cgroup.controllers");
+    let available = std::fs::read_to_string(&available).map_err(|e| format!("{}: {e}", available.display()))?;
+    if let Some(missing) = CONTROLLERS.iter().find(|c| !available.split_whitespace().any(|a| a == **c)) {
+        return Err(format!("{} has no {missing} controller", path.display()));
+    }
+    if within {
+        let leaf = path.join("jailer");
+        make_directory(&leaf)?;
+        write(&leaf.join("cgroup.procs"), "0")?;
+    }
+    write(&path.join("cgroup.subtree_control"), "+cpu +memory +pids")
+}
+
 /// The files of the limits, and what is written to them; `None`: no limit, which is what a new leaf has.
 fn files(limits: &CgroupLimits) -> [(&'static str, Option<String>); 4] {
     [
@@ -200,6 +227,11 @@ mod tests {
         folder
     }
 
+    fn delegated(folder: &Path) -> Delegated {
+        let alone = alone::below(folder).unwrap().unwrap();
+        Delegated { path: folder.to_owned(), _alone: alone }
+    }
+
     const LIMITS: CgroupLimits =
         CgroupLimits { memory_max: Some(640 << 20), pids_max: Some(64), cpu_percent: Some(150), best_effort: false };
 
@@ -215,7 +247,7 @@ mod tests {
     #[test]
     fn what_is_not_limited_is_not_written_to_a_new_leaf_and_lifted_in_an_old_one() {
         let folder = folder("limits");
-        let leaf = Delegated { path: folder.clone() }.leaf(Slot(3)).unwrap();
+        let leaf = delegated(&folder).leaf(Slot(3)).unwrap();
         leaf.limit(&CgroupLimits::default()).unwrap();
         let written = |file: &str| std::fs::read_to_string(folder.join("w3").join(file)).ok();
         assert_eq!(written("pids.max"), None);
@@ -232,7 +264,7 @@ mod tests {
     #[test]
     fn a_predecessors_leaf_is_found_by_slot_and_pid_only_where_the_process_is_in_it() {
         let folder = folder("leaf");
-        let delegated = Delegated { path: folder.clone() };
+        let delegated = delegated(&folder);
         assert!(delegated.leaf_of(Slot(3), 12).is_none());
         std::fs::write(folder.join("w3/cgroup.procs"), "112\n12\n").unwrap();
         assert!(delegated.leaf_of(Slot(3), 12).is_some());
@@ -257,6 +289,19 @@ mod tests {
     }
 
     #[test]
+    fn two_jailers_do_not_take_each_others_workers_for_leftovers() {
+        let folder = folder("shared");
+        std::fs::write(folder.join("cgroup.controllers"), "cpu memory pids\n").unwrap();
+        let first = Delegated::prepare(Some(&folder), |slot| slot != Slot(3)).ok().unwrap();
+        let refused = Delegated::prepare(Some(&folder), |_| true).err().unwrap().to_string();
+        assert!(refused.contains(&format!("process {}", std::process::id())), "{refused}");
+        assert!(!folder.join("w3/cgroup.kill").exists(), "and nothing in it was touched");
+        drop(first);
+        assert!(Delegated::prepare(Some(&folder), |_| true).is_ok());
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
     fn the_mount_point_is_found_among_version_1() {
         let text = "30 24 0:26 / /sys/fs/cgroup/pids rw shared:1 - cgroup cgroup rw,pids\n\
                     31 24 0:27 / /sys/fs/cgroup/unified rw shared:2 - cgroup2 cgroup2 rw\n";
@@ -269,7 +314,7 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("vmsup-cgroup-test-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join("cgroup.controllers"), "cpu pids\n").unwrap();
-        let reason = Delegated::prepare(Some(&folder), |_| true).err().unwrap();
+        let reason = Delegated::prepare(Some(&folder), |_| true).err().unwrap().to_string();
         assert!(reason.contains("memory controller"), "{reason}");
         std::fs::remove_dir_all(&folder).unwrap();
     }

@@ -19,6 +19,7 @@ macro_rules! complain {
     }};
 }
 
+mod alone;
 pub mod cgroup;
 pub mod identity;
 pub mod inspect;

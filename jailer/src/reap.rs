@@ -57,10 +57,20 @@ pub(crate) fn kill_and_reap(place: &Place) {
 
 /// Field 22 of `/proc/PID/stat` (proc(5)); 0 where it cannot be read.
 pub(crate) fn start_time(pid: i32) -> u64 {
+    field(pid, 22).unwrap_or(0)
+}
+
+/// Whether a child of this process, which is not reaped yet, has but one thread: an empty worker has, and a VM never.
+pub(crate) fn has_one_thread(pid: i32) -> bool {
+    field(pid, 20) == Some(1)
+}
+
+/// A numeric field of `/proc/PID/stat`, as proc(5) counts them, from the third on.
+fn field(pid: i32, nth: usize) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The command's name, field 2, may hold spaces and parentheses: count from the last one.
     let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    rest.split_ascii_whitespace().nth(19).and_then(|n| n.parse().ok()).unwrap_or(0)
+    rest.split_ascii_whitespace().nth(nth - 3)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -73,5 +83,16 @@ mod tests {
         assert!(start_time(own) > 0);
         assert_eq!(start_time(own), start_time(own));
         assert_eq!(start_time(-1), 0);
+    }
+
+    #[test]
+    fn the_threads_of_a_process_are_counted() {
+        let mut one = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        assert!(has_one_thread(one.id() as i32));
+        one.kill().unwrap();
+        one.wait().unwrap();
+        // The test's own thread is not the first one.
+        assert!(!has_one_thread(std::process::id() as i32));
+        assert!(!has_one_thread(-1), "what cannot be read is kept");
     }
 }

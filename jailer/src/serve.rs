@@ -10,25 +10,26 @@
 //! ```
 //!
 //! When the supervisor hangs up, the VMs go on, and the next supervisor is told of them: who lives (with its pidfd), how
-//! others ended, again and again until it says that it has heard. Where nothing is left to keep, the jailer leaves.
+//! others ended, again and again until it says that it has heard. A worker that was handed over and is no VM yet (it has one
+//! thread) goes with the supervisor. Where nothing is left to keep, the jailer leaves.
 //!
 //! When the jailer itself is killed, the VMs go on as well; what is empty or half made sees its report pipe close, and
 //! leaves. The next jailer in the directory finds those that go on (`orphans`). SIGTERM is a service manager's: the
 //! jailer leaves at once, and only the empty workers go with it.
 
-use crate::cgroup::Delegated;
+use crate::alone;
+use crate::cgroup::{Delegated, NoCgroup};
 use crate::identity::{self, Prepared};
 use crate::line::{self, Heard, Line};
 use crate::make::{self, Workshop};
 use crate::options::Options;
 use crate::places::{Order, Phase, Place, Places};
-use crate::reap::stopped;
+use crate::reap::{has_one_thread, stopped};
 use crate::signals::Signals;
 use crate::{orphans, sys};
 use jail_spec::{CgroupLimits, Facts, Refusal, Reply, Request, Slot, UidSource};
 use rustix::event::{Timespec, epoll};
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::process::{Resource, Rlimit, Signal};
 use std::time::{Duration, Instant};
 
@@ -51,6 +52,9 @@ pub enum Error {
     /// No jail can be made on this host.
     #[error("{0}")]
     Make(#[from] make::Error),
+    /// Its cgroup is another jailer's.
+    #[error("{0}")]
+    Cgroup(#[from] NoCgroup),
     /// A system call of the loop itself.
     #[error("{0}: {1}")]
     System(&'static str, std::io::Error),
@@ -76,7 +80,8 @@ pub fn serve(options: Options) -> Result<(), Error> {
                 .into(),
         ));
     }
-    let _alone = alone_in_this_directory()?;
+    let in_directory = |e: rustix::io::Errno| Error::System("the directory of the workers' sockets", e.into());
+    let _alone = alone::in_this_directory().map_err(in_directory)?;
     let mut line = Line::open(stdin)?;
     let workshop = Workshop::open(&options.worker)?;
     let source = identity::uid_source();
@@ -92,7 +97,10 @@ pub fn serve(options: Options) -> Result<(), Error> {
     }
     // A predecessor's workers have uids of the range, whether this jailer can use it or not.
     let mut places = orphans::find(source).map_err(|e| Error::System("the directory of the workers' sockets", e))?;
-    let cgroup = Delegated::prepare(options.cgroup.as_deref(), |slot| places.vacant(slot));
+    let cgroup = match Delegated::prepare(options.cgroup.as_deref(), |slot| places.vacant(slot)) {
+        Err(error @ NoCgroup::Shared { .. }) => return Err(error.into()),
+        cgroup => cgroup.map_err(|error| error.to_string()),
+    };
     let facts = Facts {
         pid: rustix::process::getpid().as_raw_nonzero().get(),
         uids,
@@ -118,17 +126,6 @@ pub fn serve(options: Options) -> Result<(), Error> {
     jailer.discard_empty();
     jailer.line.remove();
     result
-}
-
-/// Waits until no other jailer works in this directory: one whose supervisor is leaving may still be reaping workers that
-/// have the names, uids and cgroup leaves which this one is about to give out. Held until this process ends; children
-/// lose it by exec.
-fn alone_in_this_directory() -> Result<OwnedFd, Error> {
-    let failed = |e: rustix::io::Errno| Error::System("the directory of the workers' sockets", e.into());
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory = rustix::fs::open(".", flags, Mode::empty()).map_err(failed)?;
-    rustix::io::retry_on_intr(|| rustix::fs::flock(&directory, FlockOperation::LockExclusive)).map_err(failed)?;
-    Ok(directory)
 }
 
 /// Raises the soft limit of open files to the hard one: a worker costs four. Workers have a limit of their own.
@@ -250,8 +247,15 @@ impl Jailer {
         }
     }
 
-    /// The supervisor is gone: what is empty goes as well, orders included, and the next one may come in.
+    /// The supervisor is gone: what is empty goes as well, orders included, and the next one may come in. Empty is also what
+    /// was handed over and did not become a VM: nobody comes back for it, and it would keep this process for ever.
     fn hang_up(&mut self) -> Result<(), Error> {
+        let taken = |place: &&mut Place| place.phase == Phase::Taken && !place.orphan;
+        for place in self.places.iter_mut().filter(taken) {
+            if has_one_thread(place.worker.pid) {
+                place.phase = Phase::Warm;
+            }
+        }
         self.discard_empty();
         self.line.hang_up(&self.events).map_err(|e| Error::System("epoll", e.into()))
     }

@@ -175,6 +175,44 @@ fn what_was_handed_over_outlives_its_supervisor_and_is_told_to_the_next() {
 }
 
 #[test]
+fn a_worker_that_never_got_its_vm_goes_with_its_supervisor_and_keeps_no_jailer() {
+    for connected in [false, true] {
+        let mut jailer = Jailer::start(&user::with_subuids(), &program("vmsup-worker"), 0);
+        let (worker, _pidfd) = jailer.make(1);
+        let control = connected.then(|| jailer.connect(&worker));
+        jailer.hang_up();
+        drop(control);
+        assert!(jailer.child.wait().unwrap().success());
+        assert!(!alive(worker.pid));
+        assert_eq!(names(jailer.folder.path()), [""; 0]);
+    }
+}
+
+#[test]
+fn two_jailers_with_one_cgroup_do_not_touch_each_others_workers() {
+    let user = user::with_subuids();
+    let cgroup = vmsup_tests::Scratch::new(&user);
+    std::fs::write(cgroup.path().join("cgroup.controllers"), "cpu memory pids\n").unwrap();
+    let start = |folder: &vmsup_tests::Scratch| {
+        let (channel, theirs) = ipc::Channel::<Request, Reply>::pair().unwrap();
+        let mut command = user.command(program("vmsup-jailer"));
+        command.args(["serve", "--worker"]).arg(program("vmsup-probe")).arg("--cgroup").arg(cgroup.path());
+        command.current_dir(folder.path()).stdin(std::process::Stdio::from(theirs.into_fd()));
+        (command.stderr(std::process::Stdio::piped()).spawn().unwrap(), channel)
+    };
+    let (own, other) = (vmsup_tests::Scratch::new(&user), vmsup_tests::Scratch::new(&user));
+    let (mut first, channel) = start(&own);
+    meet(&channel);
+    let second = start(&other).0.wait_with_output().unwrap();
+    let said = String::from_utf8(second.stderr).unwrap();
+    assert_eq!(second.status.code(), Some(1), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains(&format!("process {}", first.id())) && said.contains("--cgroup"), "{said}");
+    drop(channel);
+    assert!(first.wait().unwrap().success());
+}
+
+#[test]
 fn an_end_is_told_to_each_supervisor_until_it_is_forgotten() {
     let mut jailer = Jailer::start(&user::with_subuids(), &program("vmsup-probe"), 0);
     let (worker, pidfd) = jailer.make(1);
@@ -585,10 +623,15 @@ fn a_jailer_waits_for_another_in_its_directory_to_be_gone() {
         .arg(program("vmsup-probe"))
         .current_dir(first.folder.path())
         .stdin(std::process::Stdio::from(theirs.into_fd()))
+        .stderr(std::process::Stdio::piped())
         .spawn()
         .unwrap();
     // It may not give out names, uids and cgroup leaves that are in use: it says nothing, however long one listens.
     assert!(!speaks_soon(&channel));
+    // But on its log, whom it waits for.
+    let mut said = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(second.stderr.take().unwrap()), &mut said).unwrap();
+    assert!(said.contains(&format!("process {}", first.pid())) && said.contains("vmsup stop --all"), "{said}");
     first.end(&worker, &pidfd);
     first.hang_up();
     channel.handshake(NAME, VERSION, 0).unwrap();

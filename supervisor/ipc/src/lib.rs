@@ -15,6 +15,7 @@
 mod channel;
 pub mod codec;
 mod fds;
+pub mod holder;
 pub mod peer;
 
 pub use channel::{Channel, Message, Pair, Protocol};

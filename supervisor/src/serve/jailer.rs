@@ -15,6 +15,7 @@ use super::end::WorkerEnd;
 use super::jail::{ListedEnd, ListedWorker, Listing};
 use super::rundir::RunDir;
 use ipc::Channel;
+use ipc::holder::flock_holder;
 use jail_spec::{Facts, NAME, Reply, Request, SLOTS_MAX, SOCKET, Slot, VERSION};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
@@ -72,9 +73,16 @@ pub fn find_or_start(options: &JailerOptions, rundir: &RunDir) -> Result<Jailer,
     let address = format!("/proc/self/fd/{}/{SOCKET}", rundir.workers.as_raw_fd());
     let shown = rundir.workers_path().join(SOCKET);
     let failed = |why: String| ServeError::JailerSocket { path: shown.clone(), why };
+    let helps = |pid: i32| format!("kill it (kill -9 {pid}): its VMs go on, and the next command takes them over");
+    let silent =
+        |pid: i32| format!("process {pid} does not answer; is it stopped? (kill -CONT {pid}) Else {}", helps(pid));
     let socket = match dial(Path::new(&address)) {
         // It may leave while we come: it had nothing any more.
         Err(Errno::NOENT | Errno::CONNREFUSED | Errno::CONNRESET) => return start(options),
+        Err(Errno::AGAIN) => {
+            let nobody = || "it does not answer; is it stopped? (pkill -CONT vmsup-jailer)".into();
+            return Err(failed(flock_holder(&rundir.workers).map_or_else(nobody, silent)));
+        }
         Err(error) => return Err(failed(error.to_string())),
         Ok(socket) => socket,
     };
@@ -86,7 +94,6 @@ pub fn find_or_start(options: &JailerOptions, rundir: &RunDir) -> Result<Jailer,
     let channel = Channel::new(socket);
     // With what it has: one that was killed, or had nothing any more, may hang up at any moment until then.
     let met = meet(&channel).and_then(|facts| Ok((pidfd(pid)?, facts, listing(&channel)?)));
-    let helps = format!("kill it (kill -9 {pid}): its VMs go on, and the next command takes them over");
     match met {
         Ok((pidfd, facts, listing)) if facts.pid == pid => {
             let ready = channel.as_fd().try_clone_to_owned().map_err(ServeError::Start)?;
@@ -95,9 +102,9 @@ pub fn find_or_start(options: &JailerOptions, rundir: &RunDir) -> Result<Jailer,
         Ok((_, facts, _)) => Err(failed(format!("process {pid} listens there and says it is {}", facts.pid))),
         Err(ServeError::Handshake(error)) if is_hang_up(&error) => start(options),
         Err(ServeError::Handshake(error @ ipc::Error::Version { .. })) => {
-            Err(failed(format!("process {pid} is of another release ({error}); {helps}")))
+            Err(failed(format!("process {pid} is of another release ({error}); {}", helps(pid))))
         }
-        Err(ServeError::Silent) => Err(failed(format!("process {pid} does not answer; {helps}"))),
+        Err(ServeError::Silent) => Err(failed(silent(pid))),
         Err(error) => Err(error),
     }
 }
@@ -112,9 +119,12 @@ fn is_hang_up(error: &ipc::Error) -> bool {
     }
 }
 
+/// Connects. Does not wait for a place at the door: one who was stopped takes nobody in, and then there is none (`EAGAIN`).
 fn dial(socket: &Path) -> Result<OwnedFd, Errno> {
-    let ours = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let ours = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
     rustix::net::connect(&ours, &SocketAddrUnix::new(socket)?)?;
+    rustix::io::ioctl_fionbio(&ours, false)?;
     Ok(ours)
 }
 
@@ -197,14 +207,25 @@ fn start_as(mut command: Command, options: &JailerOptions) -> Result<Jailer, Ser
 pub fn connect(socket: &Path, rundir: &RunDir) -> Result<Jailer, ServeError> {
     let failed = |why: String| ServeError::JailerSocket { path: socket.to_owned(), why };
     let away = |e: rustix::io::Errno| failed(format!("{e}; start it (systemctl start vmsup-jailer.socket)"));
-    let ours = dial(socket).map_err(away)?;
+    let silent = || {
+        let who = flock_holder(&rundir.workers)
+            .map_or_else(|| "it".into(), |pid| format!("process {pid}, which has the VMs,"));
+        failed(format!(
+            "{who} does not answer; is it stopped (kill -CONT, or systemctl restart vmsup-jailer), or was it started by hand \
+             (kill -9: its VMs go on, and the service takes them over)?"
+        ))
+    };
+    let ours = dial(socket).map_err(|errno| if errno == Errno::AGAIN { silent() } else { away(errno) })?;
     // Who listens, which is the service manager. Whoever it is sees all that VMs are started with.
     let peer = sockopt::socket_peercred(&ours).map_err(away)?.uid;
     if !peer.is_root() && peer != rustix::process::geteuid() {
         return Err(failed(format!("uid {} listens there, who is neither root nor this user", peer.as_raw())));
     }
     let channel = Channel::new(ours);
-    let facts = meet(&channel)?;
+    let facts = match meet(&channel) {
+        Err(ServeError::Silent) => return Err(silent()),
+        met => met?,
+    };
     let pidfd = pidfd(facts.pid)?;
     // Where it works somewhere else no worker would be found. The look at it also shows that the pid is a process which
     // this user may look into; it still lives, for the channel is open.
@@ -303,6 +324,25 @@ mod tests {
         // Whoever goes on waiting hears that nobody is there.
         drop(theirs);
         listing(&ours)
+    }
+
+    #[test]
+    fn a_jailer_that_takes_nobody_in_is_not_waited_for() {
+        let dir = crate::serve::testing::TempDir::new();
+        let path = dir.path().join("door");
+        let listener = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+        rustix::net::bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        rustix::net::listen(&listener, 1).unwrap();
+        let mut waiting = Vec::new();
+        let full = loop {
+            match dial(&path) {
+                Ok(socket) => waiting.push(socket),
+                Err(errno) => break errno,
+            }
+        };
+        assert_eq!(full, Errno::AGAIN);
+        // And whoever is in is spoken to in turn, without looking again and again.
+        assert!(!rustix::fs::fcntl_getfl(&waiting[0]).unwrap().contains(rustix::fs::OFlags::NONBLOCK));
     }
 
     fn holds(slot: u32, pid: i32) -> Reply {

@@ -307,12 +307,7 @@ impl Bench {
             sender,
         };
         std::thread::spawn(move || fake.run());
-        let facts = Facts {
-            pid: std::process::id() as i32,
-            uids: UidSource::Own,
-            cgroup,
-            pool: 0,
-        };
+        let facts = Facts { pid: std::process::id() as i32, uids: UidSource::Own, cgroup, pool: 0 };
         let pidfd = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).unwrap();
         let ready = ours.as_fd().try_clone_to_owned().unwrap();
         let (jail, _) = Jail::new(ours, ready, facts, pidfd, Default::default()).unwrap();
@@ -422,7 +417,9 @@ impl FakeJailer {
                 }
                 Request::Limit { slot, limits } => {
                     self.limits.lock().unwrap().push((slot.0, limits));
-                    self.channel.send(&Reply::Limited { slot, failed: self.unlimited.lock().unwrap().clone() }, &[]).unwrap();
+                    self.channel
+                        .send(&Reply::Limited { slot, failed: self.unlimited.lock().unwrap().clone() }, &[])
+                        .unwrap();
                 }
             }
         }

@@ -84,7 +84,12 @@ impl Before {
             std::thread::spawn(move || serve(&listener, does, &fds));
         }
         self.ends.push(ends);
-        self.listing.living.push(ListedWorker { worker, pidfd: pidfd.try_clone().unwrap(), stopped: false, unlisted: false });
+        self.listing.living.push(ListedWorker {
+            worker,
+            pidfd: pidfd.try_clone().unwrap(),
+            stopped: false,
+            unlisted: false,
+        });
         let living = Living { worker, start_time: Some(handle.start_time), inode: handle.pidfd_inode };
         self.evidence.living.push(living);
         self.evidence.rows.push(handle.intent.clone());
