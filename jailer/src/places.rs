@@ -9,8 +9,8 @@
 //!      └─────────────────────────────────┴── forgotten ─────────┘
 //! ```
 //!
-//! A supervisor that hangs up takes along what is empty: Booting and Warm are killed, and so is what was Taken and has not
-//! become a VM. Taken and Ended stay, and the next supervisor is told of them ([`Place::known`]).
+//! A supervisor that hangs up takes along what is empty: Booting and Warm are killed, and so is what was Taken and was
+//! not told which VM it is. Taken and Ended stay, and the next supervisor is told of them ([`Place::known`]).
 //!
 //! A slot (so a uid, a socket's name, a cgroup leaf) is free again only after its worker has ended and, where it was
 //! handed over, a supervisor has heard how. Where something listens on a slot's socket that is no worker of ours, it is

@@ -6,6 +6,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::process::{Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions};
 
+/// What a worker without a VM is called (`vmm-worker/src/main.rs`).
+const EMPTY: &str = "vmsup-warm";
+
 /// Lowers the limits that depend on the VM; hard limits can only go down.
 pub(crate) fn limit_resources(pid: i32, order: &Order) -> Result<(), Refusal> {
     let target = Pid::from_raw(pid);
@@ -55,22 +58,18 @@ pub(crate) fn kill_and_reap(place: &Place) {
     let _ = rustix::process::waitid(WaitId::PidFd(place.pidfd.as_fd()), WaitIdOptions::EXITED);
 }
 
+/// Whether a child of this process, which is not reaped yet, has never been told which VM it is: a worker goes by another name
+/// from then on. One that has ended keeps its name, and one that a guest has taken over can only shorten its own life.
+pub(crate) fn is_empty(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim_end() == EMPTY)
+}
+
 /// Field 22 of `/proc/PID/stat` (proc(5)); 0 where it cannot be read.
 pub(crate) fn start_time(pid: i32) -> u64 {
-    field(pid, 22).unwrap_or(0)
-}
-
-/// Whether a child of this process, which is not reaped yet, has but one thread: an empty worker has, and a VM never.
-pub(crate) fn has_one_thread(pid: i32) -> bool {
-    field(pid, 20) == Some(1)
-}
-
-/// A numeric field of `/proc/PID/stat`, as proc(5) counts them, from the third on.
-fn field(pid: i32, nth: usize) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The command's name, field 2, may hold spaces and parentheses: count from the last one.
     let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    rest.split_ascii_whitespace().nth(nth - 3)?.parse().ok()
+    rest.split_ascii_whitespace().nth(19).and_then(|n| n.parse().ok()).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -83,16 +82,5 @@ mod tests {
         assert!(start_time(own) > 0);
         assert_eq!(start_time(own), start_time(own));
         assert_eq!(start_time(-1), 0);
-    }
-
-    #[test]
-    fn the_threads_of_a_process_are_counted() {
-        let mut one = std::process::Command::new("sleep").arg("600").spawn().unwrap();
-        assert!(has_one_thread(one.id() as i32));
-        one.kill().unwrap();
-        one.wait().unwrap();
-        // The test's own thread is not the first one.
-        assert!(!has_one_thread(std::process::id() as i32));
-        assert!(!has_one_thread(-1), "what cannot be read is kept");
     }
 }

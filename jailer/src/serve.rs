@@ -10,8 +10,8 @@
 //! ```
 //!
 //! When the supervisor hangs up, the VMs go on, and the next supervisor is told of them: who lives (with its pidfd), how
-//! others ended, again and again until it says that it has heard. A worker that was handed over and is no VM yet (it has one
-//! thread) goes with the supervisor. Where nothing is left to keep, the jailer leaves.
+//! others ended, again and again until it says that it has heard. A worker that was handed over and not told yet which VM it is
+//! goes with the supervisor. Where nothing is left to keep, the jailer leaves.
 //!
 //! When the jailer itself is killed, the VMs go on as well; what is empty or half made sees its report pipe close, and
 //! leaves. The next jailer in the directory finds those that go on (`orphans`). SIGTERM is a service manager's: the
@@ -24,7 +24,7 @@ use crate::line::{self, Heard, Line};
 use crate::make::{self, Workshop};
 use crate::options::Options;
 use crate::places::{Order, Phase, Place, Places};
-use crate::reap::{has_one_thread, stopped};
+use crate::reap::{is_empty, stopped};
 use crate::signals::Signals;
 use crate::{orphans, sys};
 use jail_spec::{CgroupLimits, Facts, Refusal, Reply, Request, Slot, UidSource};
@@ -248,11 +248,11 @@ impl Jailer {
     }
 
     /// The supervisor is gone: what is empty goes as well, orders included, and the next one may come in. Empty is also what
-    /// was handed over and did not become a VM: nobody comes back for it, and it would keep this process for ever.
+    /// was handed over and not told which VM it is: nobody comes back for it, and it would keep this process for ever.
     fn hang_up(&mut self) -> Result<(), Error> {
         let taken = |place: &&mut Place| place.phase == Phase::Taken && !place.orphan;
         for place in self.places.iter_mut().filter(taken) {
-            if has_one_thread(place.worker.pid) {
+            if is_empty(place.worker.pid) {
                 place.phase = Phase::Warm;
             }
         }

@@ -287,7 +287,7 @@ impl Host {
     /// Pids of the jailer's workers, warm ones included, half-made ones not.
     pub fn workers(&self) -> Vec<i32> {
         let mut all = self.jailers().into_iter().flat_map(children).collect::<Vec<i32>>();
-        all.retain(|pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c == "vmsup-worker\n"));
+        all.retain(|pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.starts_with("vmsup-w")));
         all
     }
 

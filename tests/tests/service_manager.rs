@@ -173,7 +173,7 @@ impl Manager {
 
     /// Everything that VMs may leave in the runtime directory, and the workers.
     fn traces(&self) -> String {
-        let script = "ls /run/vmsup/handles; ls /run/vmsup/workers | grep -c '^w'; pgrep -c -x vmsup-worker";
+        let script = "ls /run/vmsup/handles; ls /run/vmsup/workers | grep -c '^w'; pgrep -c vmsup-w";
         self.run(&["sh", "-c", script]).0.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 

@@ -58,6 +58,8 @@ impl Listener {
     pub fn serve(self) -> ! {
         let mut connection = Connection { listener: self, peer: None, met: false };
         let (spec, fds) = connection.wait_for_start();
+        // From here on the jailer takes this process for a VM.
+        sys::name_thread(c"vmsup-worker");
         let machine = match start::prepare(&spec, fds) {
             Ok(machine) => machine,
             Err(failure) => connection.fail(failure),

@@ -16,8 +16,8 @@ fn main() -> ExitCode {
         leave::leave(&leave::End::Failed(format!("the worker cannot make its vCPUs interruptible: {error}").into()));
     }
     sys::one_heap();
-    // exec by fd leaves the fd's number as the name.
-    sys::name_thread(c"vmsup-worker");
+    // exec by fd leaves the fd's number as the name. The jailer goes by this one: it ends what is empty with its supervisor.
+    sys::name_thread(c"vmsup-warm");
     match Listener::inherited() {
         Ok(listener) => {
             confine::at_start();

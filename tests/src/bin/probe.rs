@@ -12,12 +12,6 @@ fn main() {
     // SAFETY: the jailer placed the control socket there, and nothing else of this program owns it.
     let listener = unsafe { OwnedFd::from_raw_fd(3) };
     rustix::net::listen(&listener, 1).expect("listen");
-    // As a VM has: the jailer takes a worker of one thread for one that is empty still.
-    std::thread::spawn(|| {
-        loop {
-            std::thread::park();
-        }
-    });
     eprintln!("ready");
     loop {
         let peer = rustix::net::accept(&listener).expect("accept");
@@ -32,8 +26,7 @@ fn main() {
 }
 
 fn in_a_child(request: &Try, kvm: RawFd) -> Outcome {
-    // SAFETY: the other thread of this program only waits and holds no lock, so the child may do whatever a single-threaded
-    // process may.
+    // SAFETY: this program has one thread, so the child may do whatever a single-threaded process may.
     match unsafe { libc::fork() } {
         -1 => panic!("fork: {}", std::io::Error::last_os_error()),
         0 => {
