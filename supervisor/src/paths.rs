@@ -64,6 +64,14 @@ pub fn netd_socket() -> PathBuf {
     }
 }
 
+/// The API's socket of the system user's supervisor, which may serve other users, too.
+pub const SYSTEM_SOCKET: &str = "/run/vmsup/api.sock";
+
+/// The socket that `VMSUP_SOCKET` names, for commands that are to speak to another supervisor than this user's own.
+pub fn named_socket() -> Option<PathBuf> {
+    std::env::var_os("VMSUP_SOCKET").filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
 /// File name of the API's socket.
 pub const API_SOCKET: &str = "api.sock";
 /// File name of the side socket ([`crate::side`]).

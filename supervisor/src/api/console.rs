@@ -59,12 +59,11 @@ pub async fn console(
     let input = if attached.has_input() { "yes" } else { "no" };
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
-        // Its place among the connections is taken as long as the stream lasts.
-        let _caller = caller;
-        match upgrade.await.map(|io| io.downcast::<TokioIo<Patient>>()) {
-            Ok(Ok(parts)) => attached.run(parts.io.into_inner().into_inner(), &parts.read_buf).await,
-            Ok(Err(_)) => tracing::error!("a console connection that is no Unix socket"),
-            Err(error) => tracing::debug!(%error, "a client asked for a console and hung up"),
+        // Its place among the connections is taken as long as the stream lasts, and that as long as its client may.
+        let streaming = stream(upgrade, attached);
+        tokio::select! {
+            () = streaming => {}
+            () = caller.until_denied(&context.tenants) => {}
         }
     });
     let headers = [
@@ -73,4 +72,13 @@ pub async fn console(
         (CONSOLE_INPUT_HEADER, input),
     ];
     Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
+}
+
+/// Moves bytes once the connection is ours.
+async fn stream(upgrade: hyper::upgrade::OnUpgrade, attached: Attached) {
+    match upgrade.await.map(|io| io.downcast::<TokioIo<Patient>>()) {
+        Ok(Ok(parts)) => attached.run(parts.io.into_inner().into_inner(), &parts.read_buf).await,
+        Ok(Err(_)) => tracing::error!("a console connection that is no Unix socket"),
+        Err(error) => tracing::debug!(%error, "a client asked for a console and hung up"),
+    }
 }

@@ -7,7 +7,6 @@ use super::error::Refusal;
 use super::handlers::{Answer, Shared};
 use super::listen::Caller;
 use super::types::{ApiError, ErrorCode, Event, EventKind};
-use crate::serve::Context;
 use crate::serve::events::{Lost, Place};
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::rejection::QueryRejection;
@@ -18,7 +17,6 @@ use hyper::body::Frame;
 use serde::Deserialize;
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -55,7 +53,7 @@ pub async fn events(
     let Query(query) = query.map_err(|e| Refusal::new(ErrorCode::Invalid, e.body_text()))?;
     let waits = if query.follow { Some(caller.waits()?) } else { None };
     let place = context.events.listen(query.after.filter(|cursor| *cursor > 0));
-    let lines = Lines { context, caller, place, query, _waits: waits };
+    let lines = Lines { caller, place, query, _waits: waits };
     let mut response = Response::new(Body::new(Stream { next: Box::pin(lines.next()) }));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     Ok(response)
@@ -63,7 +61,6 @@ pub async fn events(
 
 /// A client's view of the events.
 struct Lines {
-    context: Arc<Context>,
     caller: Caller,
     place: Place,
     query: EventsQuery,
@@ -82,8 +79,8 @@ impl Lines {
                 return None;
             }
             let mut text = Vec::new();
-            for event in batch.lost.map(lost).into_iter().chain(batch.events) {
-                if self.shows(&event) && serde_json::to_writer(&mut text, &event).is_ok() {
+            for event in batch.lost.map(lost).into_iter().chain(batch.events).filter_map(|event| self.told(event)) {
+                if serde_json::to_writer(&mut text, &event).is_ok() {
                     text.push(b'\n');
                 }
             }
@@ -95,11 +92,31 @@ impl Lines {
         }
     }
 
-    fn shows(&self, event: &Event) -> bool {
-        let seen = event.owner.is_none_or(|owner| self.caller.sees(owner));
+    /// An event as this client is told it, where it is.
+    fn told(&self, event: Event) -> Option<Event> {
         let about = |vm: &String| event.vm.as_ref() == Some(vm) || event.id.as_ref() == Some(vm);
-        seen && (event.kind == EventKind::Lost || self.query.vm.as_ref().is_none_or(about))
+        if event.kind != EventKind::Lost && !self.query.vm.as_ref().is_none_or(about) {
+            return None;
+        }
+        match event.owner {
+            Some(owner) => self.caller.sees(owner).then_some(event),
+            None if self.caller.who().all => Some(event),
+            None => without_others(event),
+        }
     }
+}
+
+/// What concerns the supervisor, as it is told to those whose it is not: that it came and went, and that there is more than
+/// they were told. How much there is of others' nobody tells them, nor what is wrong with it.
+fn without_others(event: Event) -> Option<Event> {
+    let cause = match event.kind {
+        EventKind::SupervisorStarted => "a supervisor began to serve",
+        EventKind::SupervisorLeft => "this supervisor leaves; VMs go on",
+        EventKind::JailerLost => "the jailer is gone; VMs go on",
+        EventKind::Lost => "what came before is no longer kept",
+        _ => return None,
+    };
+    Some(Event { cause: cause.into(), ..event })
 }
 
 /// The event that says that there were others.

@@ -9,7 +9,7 @@ use super::shares::{Share, Shares, Wait};
 use super::types::ErrorCode;
 use crate::serve::Context;
 use crate::serve::registry::Who;
-use crate::serve::tenants::{Limit, Tenants};
+use crate::serve::tenants::{Tenants, Terms};
 use axum::response::IntoResponse;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
@@ -17,7 +17,6 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use ipc::peer::Peer;
 use std::collections::BTreeSet;
-use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -75,9 +74,9 @@ impl Caller {
         self.who.sees(owner)
     }
 
-    /// What they are held to.
-    pub fn limit(&self, context: &Context) -> Limit {
-        context.tenants.limit(&self.peer)
+    /// Whose the VMs are that they make, and what they are held to: an administrator to nothing, whosever VM it is about.
+    pub fn terms(&self, context: &Context) -> Terms {
+        Terms { owner: self.peer.uid, limit: context.tenants.limit(&self.peer) }
     }
 
     /// A place among those whose answers come when something happens.
@@ -127,22 +126,27 @@ impl Connections {
         }
     }
 
+    /// A place, for who comes in by another door.
+    #[cfg(test)]
+    pub(super) async fn place(&self) -> OwnedSemaphorePermit {
+        self.places.clone().acquire_owned().await.unwrap()
+    }
+
     /// Waits until no connection is left.
     pub async fn all_closed(&self) {
         let _ = self.places.acquire_many(u32::try_from(self.count).unwrap_or(u32::MAX)).await;
     }
 
-    /// Who is at the other end of `stream`, where they may and there is room for them.
-    fn admit(&self, stream: &UnixStream, tenants: &Tenants, place: OwnedSemaphorePermit) -> io::Result<Admission> {
-        let peer = Peer::of(stream)?;
-        let Some(who) = tenants.standing(&peer) else { return Ok(Admission::Stranger(peer.uid)) };
+    /// What becomes of who connects.
+    fn admit(&self, peer: Peer, tenants: &Tenants, place: OwnedSemaphorePermit) -> Admission {
+        let Some(who) = tenants.standing(&peer) else { return Admission::Stranger(peer.uid) };
         // Who sees everything is nobody's competitor.
         let share = if who.all { None } else { self.shares.enter(who.uid).map(Arc::new) };
         if !who.all && share.is_none() {
-            return Ok(Admission::TooMany);
+            return Admission::TooMany;
         }
         let (peer, waiting) = (Arc::new(peer), self.waiting.clone());
-        Ok(Admission::Caller(Caller { peer, who, _place: Arc::new(place), share, waiting, follows: Arc::default() }))
+        Admission::Caller(Caller { peer, who, _place: Arc::new(place), share, waiting, follows: Arc::default() })
     }
 
     /// Says in the log who was turned away, each of them once: nobody is to fill it.
@@ -179,15 +183,8 @@ pub async fn accept(listener: UnixListener, context: Arc<Context>, connections: 
         match listener.accept().await {
             Ok((stream, _)) => {
                 exhausted = false;
-                match connections.admit(&stream, &context.tenants, place) {
-                    Ok(Admission::Caller(caller)) => {
-                        drop(tokio::spawn(serve(stream, context.clone(), router.clone(), caller)));
-                    }
-                    Ok(Admission::Stranger(uid)) => {
-                        connections.note(uid);
-                        connections.refuse(stream, if context.shared() { not_invited } else { not_yours });
-                    }
-                    Ok(Admission::TooMany) => connections.refuse(stream, too_many),
+                match Peer::of(&stream) {
+                    Ok(peer) => receive(stream, peer, place, &context, &router, &connections),
                     Err(error) => tracing::warn!(%error, "a connection without a peer"),
                 }
             }
@@ -199,6 +196,25 @@ pub async fn accept(listener: UnixListener, context: Arc<Context>, connections: 
                 tokio::time::sleep(BACK_OFF).await;
             }
         }
+    }
+}
+
+/// Serves `peer`, or says why not.
+pub(super) fn receive(
+    stream: UnixStream,
+    peer: Peer,
+    place: OwnedSemaphorePermit,
+    context: &Arc<Context>,
+    router: &axum::Router,
+    connections: &Connections,
+) {
+    match connections.admit(peer, &context.tenants, place) {
+        Admission::Caller(caller) => drop(tokio::spawn(serve(stream, context.clone(), router.clone(), caller))),
+        Admission::Stranger(uid) => {
+            connections.note(uid);
+            connections.refuse(stream, if context.shared() { not_invited } else { not_yours });
+        }
+        Admission::TooMany => connections.refuse(stream, too_many),
     }
 }
 

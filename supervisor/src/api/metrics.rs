@@ -35,16 +35,15 @@ pub async fn stats(State(context): Shared, Extension(caller): Extension<Caller>)
     Json(samples.into_iter().map(|(_, stats)| stats).collect())
 }
 
-/// The same and the supervisor's own, for Prometheus.
+/// The same and, for who sees all VMs, the supervisor's own, for Prometheus.
 #[utoipa::path(get, path = "/metrics", responses(
     (status = 200, body = String, content_type = "text/plain", description = "Prometheus' text format, version 0.0.4"),
 ))]
 pub async fn prometheus(State(context): Shared, caller: Option<Extension<Caller>>) -> Response {
-    let vms = match caller {
-        Some(Extension(caller)) => context.registry.list_for(caller.who()),
-        // Over the loopback listener, which knows no callers and says so where it is asked for.
-        None => context.registry.list(),
-    };
-    let text = metrics::exposition(&context, vms).await;
+    // Over the loopback listener, which knows no callers and says so where it is asked for, there is none.
+    let who = caller.map(|Extension(caller)| caller.who()).filter(|who| !who.all);
+    let vms = who.map_or_else(|| context.registry.list(), |who| context.registry.list_for(who));
+    // What the supervisor counts is everybody's: one tenant would read the others' days from it.
+    let text = metrics::exposition(&context, vms, who.is_none()).await;
     ([(header::CONTENT_TYPE, TEXT)], text).into_response()
 }

@@ -21,6 +21,7 @@ pub(crate) mod openapi;
 pub(crate) mod operate;
 pub(crate) mod ops;
 mod patient;
+pub(crate) mod quotas;
 mod shares;
 pub mod types;
 pub(crate) mod vms;
@@ -63,6 +64,8 @@ pub(crate) fn router(context: Arc<Context>) -> Router {
         .route("/v1/ops/{id}", get(ops::operation).delete(ops::cancel))
         .route("/v1/networks", get(nets::networks))
         .route("/v1/leases", get(nets::leases))
+        .route("/v1/quota", get(quotas::own))
+        .route("/v1/quotas", get(quotas::all))
         .fallback(handlers::no_such_route)
         .method_not_allowed_fallback(handlers::no_such_method)
         .with_state(context)
@@ -72,5 +75,7 @@ pub(crate) fn router(context: Arc<Context>) -> Router {
 mod events_tests;
 #[cfg(test)]
 mod net_tests;
+#[cfg(test)]
+mod tenant_tests;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
 //! The OpenAPI document, made from the handlers' own annotations.
 
-use super::{console, events, handlers, metrics, nets, ops, vms};
+use super::{console, events, handlers, metrics, nets, ops, quotas, vms};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
@@ -37,6 +37,8 @@ use utoipa::OpenApi;
         nets::net_stats,
         nets::networks,
         nets::leases,
+        quotas::own,
+        quotas::all,
         document
     )
 )]

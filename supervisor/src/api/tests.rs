@@ -250,6 +250,8 @@ async fn every_route_is_documented_and_every_documented_route_is_there() {
         ("DELETE", "/v1/ops/{id}"),
         ("GET", "/v1/networks"),
         ("GET", "/v1/leases"),
+        ("GET", "/v1/quota"),
+        ("GET", "/v1/quotas"),
     ]
     .map(|(m, p)| (m.to_owned(), p.to_owned()))
     .into();

@@ -3,8 +3,10 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+mod quota;
 mod stats;
 
+pub use quota::{Allowed, Amounts, QuotaInfo};
 pub use stats::{
     CgroupStats, DiskStats, GuestStats, LatencyStats, Pressure, ProcessStats, VcpuExits, VcpuTime, VmStats,
 };

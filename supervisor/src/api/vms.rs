@@ -40,13 +40,14 @@ pub async fn create(
 ) -> Answer<Response> {
     let wait = waits(query)?;
     let request: CreateRequest = json(request).await?;
-    tasks::admit(&context, &request.spec)?;
+    let terms = caller.terms(&context);
+    tasks::admit(&context, &request.spec, &terms.limit)?;
     check_source(request.source.as_deref())?;
     let files = handed_over(&context, &caller, request.files.as_deref())?;
     let op = tasks::begin(&context, OperationKind::Create, &request.spec.name, caller.uid());
     let work = {
-        let (context, owner) = (context.clone(), caller.uid());
-        move |op| async move { Ok(tasks::create(&context, Order { request, files }, owner, op).await?.info()) }
+        let context = context.clone();
+        move |op| async move { Ok(tasks::create(&context, Order { request, files }, terms, op).await?.info()) }
     };
     Ok(operate(&context, wait, StatusCode::CREATED, op, work).await)
 }
@@ -71,7 +72,8 @@ pub async fn update(
     let wait = waits(query)?;
     let hold = find(&context, &caller, &key)?;
     let mut request: UpdateRequest = json(request).await?;
-    tasks::admit(&context, &request.spec)?;
+    let limit = caller.terms(&context).limit;
+    tasks::admit(&context, &request.spec, &limit)?;
     check_source(request.source.as_deref())?;
     request.deadline_s = request.deadline_s.min(STOP_MAX);
     let name = hold.vm.name();
@@ -84,7 +86,7 @@ pub async fn update(
     let work = {
         let context = context.clone();
         move |op| async move {
-            let done = tasks::update(&context, &hold, request, files, op).await?;
+            let done = tasks::update(&context, &hold, request, files, &limit, op).await?;
             Ok(UpdateAnswer { done, vm: hold.vm.info() })
         }
     };
@@ -133,12 +135,13 @@ pub async fn start(
     let wait = waits(query)?;
     let hold = find(&context, &caller, &key)?;
     // The host may have changed since its file was taken.
-    tasks::admit(&context, &hold.vm.intent().spec)?;
+    let limit = caller.terms(&context).limit;
+    tasks::admit(&context, &hold.vm.intent().spec, &limit)?;
     let op = tasks::begin(&context, OperationKind::Start, hold.vm.name(), caller.uid());
     let work = {
         let context = context.clone();
         move |op| async move {
-            tasks::start(&context, &hold.vm, op).await?;
+            tasks::start(&context, &hold.vm, &limit, op).await?;
             Ok(hold.vm.info())
         }
     };

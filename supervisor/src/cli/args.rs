@@ -25,13 +25,19 @@ use std::path::PathBuf;
   vmsup stop web1                       press its power button; vmsup start web1 starts it again
   vmsup net ls                          networks that your VMs may be in
   vmsup events -f                       see what happens, as it happens
+  vmsup --system ls                     your VMs with the host's supervisor, where it has one for you
 
 Exit status: 0 done, 1 failed, 2 wrong input (a file or an argument)."
 )]
 pub struct Cli {
-    /// Socket of the supervisor, instead of your own supervisor's. None is started for it; `serve` listens there.
+    /// Socket of the supervisor, instead of your own supervisor's. None is started for it; `serve` listens there. For other
+    /// commands $VMSUP_SOCKET says the same.
     #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub socket: Option<PathBuf>,
+
+    /// Use the host's supervisor, which serves several users: the same as --socket /run/vmsup/api.sock.
+    #[arg(long, global = true, conflicts_with = "socket")]
+    pub system: bool,
 
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -292,6 +298,20 @@ pub enum Command {
     Net {
         #[command(subcommand)]
         what: Net,
+    },
+    /// Show what you have, and what you may have.
+    ///
+    /// A supervisor of your own holds you to nothing. One that serves several users gives each what its administrator has
+    /// written down. VCPUS, MEMORY and INTERFACES are of VMs that run or wait for their restart; VMS and STORAGE are of all.
+    #[command(
+        after_help = "Examples:\n  vmsup --system quota\n  vmsup --system quota --all        everybody's, for administrators"
+    )]
+    Quota {
+        /// Everybody's whose VMs you see.
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        json: Json,
     },
     /// Check this host: what works, what does not, why it matters, and the command that mends it.
     ///

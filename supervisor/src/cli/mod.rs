@@ -20,6 +20,8 @@ mod keys;
 mod net;
 mod ops;
 mod output;
+mod owners;
+mod quota;
 mod rates;
 mod run;
 mod sanitize;
@@ -46,7 +48,8 @@ pub fn main() -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> Result<(), Failure> {
-    let client = Client::new(cli.socket.as_deref());
+    let named = cli.socket.clone().or_else(|| cli.system.then(|| vmsup::paths::SYSTEM_SOCKET.into()));
+    let client = Client::new(named.or_else(vmsup::paths::named_socket).as_deref());
     let Some(command) = cli.command else {
         return output::print(Cli::command().render_long_help().to_string());
     };
@@ -78,6 +81,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Net { what: Net::Ls { json } } => net::ls(&client, json.json),
         Command::Net { what: Net::Leases { json } } => net::leases(&client, json.json),
         Command::Net { what: Net::Stats { vm, json } } => net::stats(&client, &vm.vm, json.json),
+        Command::Quota { all, json } => quota::quota(&client, all, json.json),
         Command::Doctor { json } => doctor::doctor(&client, json.json),
         Command::Serve(serve) => serve::serve(cli.socket, serve),
         Command::Schema => documents::schema(),

@@ -3,6 +3,7 @@
 use super::client::{Api, CallError, Client, status_of, vm_target};
 use super::failure::{Failure, notice};
 use super::output::{age, mib, now, print, print_json, table};
+use super::owners::Owners;
 use super::sanitize::Sanitizer;
 use super::session::{self, Ended, Flow, Interrupt, Options};
 use super::signals::Signals;
@@ -39,7 +40,7 @@ pub fn ls(client: &Client, json: bool) -> Result<(), Failure> {
     if json {
         return print_json(&vms);
     }
-    let now = now();
+    let (now, owners) = (now(), Owners::read());
     // Most VMs have neither.
     let restarts = vms.iter().any(|vm| vm.restarts > 0);
     let health = vms.iter().any(|vm| vm.health.is_some());
@@ -47,11 +48,11 @@ pub fn ls(client: &Client, json: bool) -> Result<(), Failure> {
     head.extend(restarts.then_some("RESTARTS"));
     head.extend(health.then_some("HEALTH"));
     head.push("END");
-    let rows: Vec<Vec<String>> = vms.iter().map(|vm| row(vm, now, restarts, health)).collect();
+    let rows: Vec<Vec<String>> = vms.iter().map(|vm| row(vm, &owners, now, restarts, health)).collect();
     print(table(&head, &rows))
 }
 
-fn row(vm: &VmSummary, now: u64, restarts: bool, health: bool) -> Vec<String> {
+fn row(vm: &VmSummary, owners: &Owners, now: u64, restarts: bool, health: bool) -> Vec<String> {
     let dash = || "-".to_owned();
     let mut cells = vec![
         vm.name.clone(),
@@ -59,7 +60,7 @@ fn row(vm: &VmSummary, now: u64, restarts: bool, health: bool) -> Vec<String> {
         vm.pid.map_or_else(dash, |p| p.to_string()),
         vm.cpus.to_string(),
         mib(vm.memory_mib),
-        vm.owner.to_string(),
+        owners.name(vm.owner),
         vm.started_at.map_or_else(dash, |at| age(now.saturating_sub(at))),
         vm.id.clone(),
         net::joined(vm.nets.iter().map(net::brief), ", "),

@@ -2,6 +2,7 @@
 
 use super::registry::Place;
 use super::side::Received;
+use super::tenants::Claim;
 use super::worker::ControlError;
 use crate::api::types::{ApiError, CreateRequest};
 use crate::spec::VmSpec;
@@ -59,6 +60,8 @@ pub struct Start {
     pub file: Option<Order>,
     /// Its place among the VMs that run.
     pub place: Place,
+    /// Its part of its owner's quota.
+    pub claim: Claim,
     /// Told when it runs, or why it does not.
     pub told: Reply,
 }
@@ -74,6 +77,8 @@ pub struct Change {
     pub generation: u64,
     /// It may run on.
     pub in_place: bool,
+    /// What it takes of its owner's quota from now on, where it waits for its restart.
+    pub claim: Option<Claim>,
     /// Told when it is written down.
     pub told: Reply,
 }

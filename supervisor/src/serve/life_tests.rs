@@ -7,7 +7,7 @@ use crate::serve::end::WorkerEnd;
 use crate::serve::provide::Source;
 use crate::serve::start;
 use crate::serve::tasks;
-use crate::serve::testing::{Act, Bench, FakeVm, OWNER, request, spec};
+use crate::serve::testing::{Act, Bench, FakeVm, OWNER, request, spec, terms};
 use crate::spec::{Backoff, Health, OnFailure};
 use jail_spec::HowEnded;
 use jail_spec::Slot;
@@ -29,7 +29,7 @@ fn patient() -> VmSpec {
 }
 
 async fn run(bench: &Bench, spec: VmSpec) -> (Arc<Vm>, FakeVm) {
-    let vm = Vm::create(&bench.context, request(spec), 1000).unwrap().until_running().await.unwrap();
+    let vm = Vm::create(&bench.context, request(spec), terms()).unwrap().until_running().await.unwrap();
     (vm, bench.started().await)
 }
 
@@ -130,7 +130,7 @@ async fn a_vm_that_crashes_is_started_again_and_one_that_ends_well_is_not() {
     assert_eq!(kinds(&bench), [Created, Starting, Started, Ended, Restarting, Starting, Started, Ended]);
     bench.nothing_left().await;
     // Its owner's next start counts anew.
-    vm.start(&bench.context).unwrap().until_running().await.unwrap();
+    vm.start(&bench.context, &None).unwrap().until_running().await.unwrap();
     assert_eq!(vm.summary().restarts, 0);
 }
 
@@ -139,7 +139,7 @@ async fn a_guest_that_ends_before_its_start_is_told_is_told_to_have_started() {
     use EventKind::*;
     let bench = Bench::new();
     bench.acts(Act::Quick(exit::SHUTDOWN));
-    let vm = Vm::create(&bench.context, request(spec("a")), 1000).unwrap().until_running().await.unwrap();
+    let vm = Vm::create(&bench.context, request(spec("a")), terms()).unwrap().until_running().await.unwrap();
     vm.until_ended().await;
     assert_eq!(kinds(&bench), [Created, Starting, Started, Ended]);
 }
@@ -205,7 +205,7 @@ async fn who_waits_for_a_vm_waits_for_its_last_end_and_who_starts_it_waits_for_n
         let vm = vm.clone();
         async move { vm.until_ended().await }
     });
-    vm.start(&bench.context).unwrap().until_running().await.unwrap();
+    vm.start(&bench.context, &None).unwrap().until_running().await.unwrap();
     assert!(!waiter.is_finished());
     let _fake = bench.started().await;
     vm.ask(Ask::Kill).await;
@@ -217,7 +217,7 @@ async fn who_waits_for_a_vm_waits_for_its_last_end_and_who_starts_it_waits_for_n
 async fn a_vm_that_is_to_be_forgotten_is_not_one_that_is_started_again() {
     let bench = Bench::new();
     let request = CreateRequest { remove_when_ended: true, ..request(restarting(Restart::Always)) };
-    let error = Vm::create(&bench.context, request, 1000).unwrap_err();
+    let error = Vm::create(&bench.context, request, terms()).unwrap_err();
     assert_eq!((error.code, error.field.as_deref()), (ErrorCode::Invalid, Some("restart")));
     assert!(bench.context.registry.list().is_empty());
 }
@@ -241,7 +241,7 @@ async fn a_running_vm_has_a_handle_that_says_what_it_is() {
 async fn a_vm_whose_handle_cannot_be_written_does_not_start() {
     let bench = Bench::new();
     std::fs::remove_dir(bench.dir.path().join("handles")).unwrap();
-    let error = Vm::create(&bench.context, request(spec("a")), 1000).unwrap().until_running().await.unwrap_err();
+    let error = Vm::create(&bench.context, request(spec("a")), terms()).unwrap().until_running().await.unwrap_err();
     assert!(error.message.contains("handle could not be written"), "{error:?}");
     bench.nothing_left().await;
     assert!(bench.context.registry.list().is_empty());
@@ -332,7 +332,7 @@ fn update(spec: VmSpec) -> crate::api::types::UpdateRequest {
 
 async fn updated(bench: &Bench, vm: &Arc<Vm>, spec: VmSpec) -> Result<crate::api::types::UpdateDone, ApiError> {
     let op = tasks::begin(&bench.context, crate::api::types::OperationKind::Update, "a", 1000);
-    tasks::update(&bench.context, &Hold::new(&bench.context, vm.clone()), update(spec), None, op).await
+    tasks::update(&bench.context, &Hold::new(&bench.context, vm.clone()), update(spec), None, &None, op).await
 }
 
 #[tokio::test]
@@ -374,11 +374,14 @@ async fn a_vm_that_somebody_else_changed_meanwhile_stays_as_it_is() {
     let hold = Hold::new(&bench.context, vm.clone());
     let op = tasks::begin(&bench.context, crate::api::types::OperationKind::Update, "a", 1000);
     let request = crate::api::types::UpdateRequest { if_generation: Some(7), ..update(patient()) };
-    let error = tasks::update(&bench.context, &hold, request, None, op).await.unwrap_err();
+    let error = tasks::update(&bench.context, &hold, request, None, &None, op).await.unwrap_err();
     assert_eq!((error.code, vm.summary().generation), (ErrorCode::Conflict, 1));
     // Nor does a decision that was made for another one.
-    assert_eq!(vm.change(patient(), None, 7, true).await.unwrap_err().code, ErrorCode::Conflict);
-    assert_eq!(vm.change(VmSpec { cpus: 2, ..spec("a") }, None, 1, false).await.unwrap_err().code, ErrorCode::Conflict);
+    assert_eq!(vm.change(patient(), None, 7, true, None).await.unwrap_err().code, ErrorCode::Conflict);
+    assert_eq!(
+        vm.change(VmSpec { cpus: 2, ..spec("a") }, None, 1, false, None).await.unwrap_err().code,
+        ErrorCode::Conflict
+    );
     fake.exit(exit::SHUTDOWN);
     vm.until_ended().await;
 }
@@ -391,7 +394,7 @@ async fn a_create_that_is_cancelled_leaves_nothing_at_any_moment() {
         let op = tasks::begin(&bench.context, crate::api::types::OperationKind::Create, "a", 1000);
         let id = op.id();
         let context = bench.context.clone();
-        let task = tokio::spawn(async move { tasks::create(&context, request(spec("a")), 1000, op).await });
+        let task = tokio::spawn(async move { tasks::create(&context, request(spec("a")), terms(), op).await });
         for _ in 0..n * 3 {
             tokio::task::yield_now().await;
         }
@@ -429,7 +432,7 @@ fn old(spec: VmSpec, desired: Desired, ends: &[EndKind]) -> Intent {
 
 /// A worker that an earlier supervisor left.
 async fn found(bench: &Bench, spec: VmSpec, desired: Desired, paused: bool) -> (Found, FakeVm) {
-    let prepared = start::prepare(&bench.context, VmId(0x77), &spec, Source::Paths).await.unwrap();
+    let prepared = start::prepare(&bench.context, VmId(0x77), OWNER.uid, &spec, Source::Paths).await.unwrap();
     let (control, _) = start::hand_over(&bench.context, prepared.parcel, prepared.held.worker).await.unwrap();
     let fake = bench.started().await;
     let found = Found {

@@ -59,6 +59,7 @@ mod rundir;
 pub(crate) mod side;
 mod signals;
 mod start;
+mod starts;
 pub(crate) mod state;
 mod storage;
 pub(crate) mod stream;
@@ -235,7 +236,7 @@ pub struct Context {
     /// Places for looks at guests' ports.
     pub(crate) looks: Arc<tokio::sync::Semaphore>,
     /// Places for starts under way.
-    pub(crate) starts: Arc<tokio::sync::Semaphore>,
+    pub(crate) starts: starts::Starts,
     /// The files of VMs that other users made.
     pub(crate) storage: Arc<storage::Storage>,
     /// The files that they handed over.
@@ -268,7 +269,8 @@ pub fn serve(options: ServeOptions) -> Result<(), ServeError> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let dir = rundir::chosen(options.runtime_dir.clone());
     let socket = options.socket.clone().unwrap_or_else(|| dir.join(paths::API_SOCKET));
-    let rundir = rundir::RunDir::take(&dir, &socket)?;
+    let clients = if options.config.is_some() { rundir::Clients::Anybody } else { rundir::Clients::Own };
+    let rundir = rundir::RunDir::take(&dir, &socket, clients)?;
     let starter = if options.background { Some(background::leave_terminal(&dir.join(paths::LOG_FILE))?) } else { None };
     log::begin(starter.as_ref().map(|starter| starter.log()).transpose()?);
     let result = prepare(&options, &rundir, &socket, starter.as_ref()).and_then(|(runtime, ready)| {

@@ -2,7 +2,7 @@
 
 use super::registry::Entry;
 use super::testing::netd::{FakeNetd, NetAct};
-use super::testing::{Act, Bench, FakeVm, PLACES, request, spec_in};
+use super::testing::{Act, Bench, FakeVm, OWNER, PLACES, request, spec_in, terms};
 use super::vm::{Ask, Vm};
 use crate::api::types::{ApiError, ErrorCode, VmState};
 use crate::spec::VmSpec;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use worker_api::{FdRole, NetCounters, Part, StartFailure, exit};
 
 async fn create(bench: &Bench, spec: VmSpec) -> Result<Arc<Vm>, ApiError> {
-    Vm::create(&bench.context, request(spec), 1000)?.until_running().await
+    Vm::create(&bench.context, request(spec), terms())?.until_running().await
 }
 
 async fn run(bench: &Bench, networks: &[&str]) -> (Arc<Vm>, FakeVm) {
@@ -185,7 +185,7 @@ async fn a_kill_at_any_moment_of_a_start_leaves_no_lease() {
     let netd = bench.netd();
     for (n, act) in [Act::Good, Act::Silent, Act::Good, Act::Silent, Act::Good].into_iter().enumerate() {
         bench.acts(act);
-        let vm = Vm::create(&bench.context, request(spec_in("a", &["a", "b"])), 1000).unwrap().vm;
+        let vm = Vm::create(&bench.context, request(spec_in("a", &["a", "b"])), terms()).unwrap().vm;
         for _ in 0..n * 3 {
             tokio::task::yield_now().await;
         }
@@ -193,7 +193,10 @@ async fn a_kill_at_any_moment_of_a_start_leaves_no_lease() {
         vm.until_ended().await;
         bench.nothing_left().await;
         // The place of the start is given back when whatever netd answers has come.
-        let _place = bench.context.starts.acquire_many(PLACES).await.unwrap();
+        let mut places = Vec::new();
+        for _ in 0..PLACES {
+            places.push(bench.context.starts.turn(OWNER.uid).await.unwrap());
+        }
         netd.nothing_leased().await;
     }
 }
@@ -203,7 +206,7 @@ async fn netd_and_jailer_are_asked_at_the_same_time() {
     let bench = Bench::new();
     let netd = bench.netd();
     bench.acts(Act::NoAnswer);
-    let starting = Vm::create(&bench.context, request(spec_in("a", &["a"])), 1000).unwrap();
+    let starting = Vm::create(&bench.context, request(spec_in("a", &["a"])), terms()).unwrap();
     // The lease is there although no worker is.
     while netd.leases.lock().unwrap().is_empty() {
         tokio::task::yield_now().await;

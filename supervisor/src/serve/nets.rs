@@ -34,7 +34,7 @@ pub fn lease<K: Send + 'static>(
     spec: &VmSpec,
     keep: K,
 ) -> impl Future<Output = Result<Interfaces, ApiError>> + use<K> {
-    let (uid, spec) = (context.host.uid, spec.clone());
+    let (uid, spec) = ((!context.shared()).then_some(context.host.uid), spec.clone());
     let path = context.netd.path().to_owned();
     let leasing = (!spec.nets.is_empty())
         .then(|| context.netd.lease(spec.nets.iter().map(|net| wanted(vm, net)).collect(), keep));

@@ -82,24 +82,31 @@ pub fn refused(error: ControlError, paths: &[(String, String)], nets: usize) -> 
     ApiError { code, message: message + advice, field }
 }
 
-/// netd granted no lease for interface number `n`. `uid` is who asked, `path` netd's socket.
-pub fn no_lease(error: &NetdError, n: usize, net: &Net, uid: u32, path: &Path) -> ApiError {
+/// netd granted no lease for interface number `n`. `uid` is who asked, where that is the VM's owner: of a supervisor that others
+/// use, too, nobody is told how much they use. `path` is netd's socket.
+pub fn no_lease(error: &NetdError, n: usize, net: &Net, uid: Option<u32>, path: &Path) -> ApiError {
     let NetdError::Refused(why) = error else {
         return ApiError { field: Some("nets".into()), ..no_netd(error, path) };
     };
     use netd_api::Refusal::*;
     let network = &net.network;
+    let you = uid.map_or_else(|| "this supervisor".to_owned(), |uid| format!("uid {uid}"));
     let (code, field, message) = match why {
         NoSuchNetwork => (
             ErrorCode::Invalid,
             ".network".into(),
-            format!("no network \"{network}\" for uid {uid}; vmsup net ls shows those that you may use"),
+            format!("no network \"{network}\" for {you}; vmsup net ls shows those that you may use"),
+        ),
+        Quota { .. } if uid.is_none() => (
+            ErrorCode::Unavailable,
+            ".network".into(),
+            format!("no address is left in the network \"{network}\"; try again later, or ask an administrator"),
         ),
         Quota { limit } => (
             ErrorCode::Unavailable,
             ".network".into(),
             format!(
-                "uid {uid} has all {limit} leases that it may have in the network \"{network}\"; stop a VM that has one \
+                "{you} has all {limit} leases that it may have in the network \"{network}\"; stop a VM that has one \
                  (vmsup net leases shows them)"
             ),
         ),
@@ -119,7 +126,7 @@ pub fn no_lease(error: &NetdError, n: usize, net: &Net, uid: u32, path: &Path) -
             ErrorCode::Forbidden,
             forward_field(net, *port),
             format!(
-                "uid {uid} may not forward {} in the network \"{network}\"; vmsup net ls shows the ports that you may \
+                "{you} may not forward {} in the network \"{network}\"; vmsup net ls shows the ports that you may \
                  forward",
                 forwarded(net, *port)
             ),
@@ -278,11 +285,11 @@ mod tests {
             (Failed, ErrorCode::Internal, "network", "its log says why"),
             (NotYours, ErrorCode::Internal, "network", "its log says why"),
         ] {
-            let error = no_lease(&NetdError::Refused(why), 1, &net, 7, Path::new("/s"));
+            let error = no_lease(&NetdError::Refused(why), 1, &net, Some(7), Path::new("/s"));
             assert_eq!((error.code, error.field), (code, Some(format!("nets[1].{field}"))), "{}", error.message);
             assert!(error.message.contains(says), "{}", error.message);
         }
-        let error = no_lease(&NetdError::Refused(Invalid), 2, &net, 7, Path::new("/s"));
+        let error = no_lease(&NetdError::Refused(Invalid), 2, &net, Some(7), Path::new("/s"));
         assert_eq!((error.code, error.field.as_deref()), (ErrorCode::Invalid, Some("nets[2]")));
     }
 }

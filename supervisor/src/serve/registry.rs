@@ -27,6 +27,8 @@ pub trait Entry {
     fn rests(&self) -> bool;
     /// Lets go of the console of a run that is over.
     fn drop_console(&self);
+    /// It is no longer listed, and counts against nobody's quota.
+    fn unlisted(&self);
 }
 
 /// Who asks.
@@ -99,8 +101,13 @@ impl<V: Entry> Registry<V> {
     /// A place, and `name` of this owner's for the VM that `make` makes of its number, where there is none of that name yet.
     ///
     /// # Errors
-    /// The VM of that name runs; its owner has too many; there is no place.
-    pub fn reserve(&self, owner: u32, name: &str, make: impl FnOnce(u64) -> V) -> Result<Reserved<V>, ApiError> {
+    /// The VM of that name runs; its owner has too many; there is no place; `make` does not make it.
+    pub fn reserve(
+        &self,
+        owner: u32,
+        name: &str,
+        make: impl FnOnce(u64) -> Result<V, ApiError>,
+    ) -> Result<Reserved<V>, ApiError> {
         let mut inner = self.lock();
         let there = inner.vms.get(&(owner, name.to_owned())).cloned();
         if there.as_ref().is_some_and(|vm| !vm.rests()) {
@@ -117,7 +124,7 @@ impl<V: Entry> Registry<V> {
             return Err(ApiError { code: ErrorCode::Unavailable, message, field: None });
         }
         let number = inner.mint();
-        let vm = Arc::new(make(number));
+        let vm = Arc::new(make(number)?);
         inner.vms.insert((owner, name.to_owned()), vm.clone());
         Ok(Reserved::New(vm, place))
     }
@@ -250,6 +257,7 @@ impl<V: Entry> Inner<V> {
         let key = (vm.owner(), vm.name().to_owned());
         if self.vms.get(&key).is_some_and(|there| there.number() == vm.number()) {
             self.vms.remove(&key);
+            vm.unlisted();
         }
         self.consoles.retain(|other| other.number() != vm.number());
     }

@@ -15,6 +15,7 @@ struct Fake {
     name: String,
     rests: AtomicBool,
     console: AtomicBool,
+    unlisted: AtomicBool,
 }
 
 impl Entry for Fake {
@@ -36,15 +37,18 @@ impl Entry for Fake {
     fn drop_console(&self) {
         self.console.store(false, SeqCst);
     }
+    fn unlisted(&self) {
+        assert!(!self.unlisted.swap(true, SeqCst), "{} was unlisted twice", self.name);
+    }
 }
 
 fn fake(number: u64, owner: u32, name: &str) -> Fake {
     let id = format!("{number:016x}");
-    Fake { id, number, owner, name: name.into(), rests: false.into(), console: true.into() }
+    Fake { id, number, owner, name: name.into(), rests: false.into(), console: true.into(), unlisted: false.into() }
 }
 
 fn reserve_for(registry: &Registry<Fake>, owner: u32, name: &str) -> Result<Reserved<Fake>, ApiError> {
-    registry.reserve(owner, name, |number| fake(number, owner, name))
+    registry.reserve(owner, name, |number| Ok(fake(number, owner, name)))
 }
 
 fn new(registry: &Registry<Fake>, owner: u32, name: &str) -> (Arc<Fake>, Place) {

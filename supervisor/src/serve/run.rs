@@ -12,11 +12,13 @@ use super::ops::Operations;
 use super::readiness::watch;
 use super::registry::Registry;
 use super::side::Side;
+use super::starts::Starts;
 use super::vm::Vm;
 use super::watch::{Own, PACE};
 use super::{Context, Jail, Netd, Ready, ServeError, netd};
 use crate::api::types::{EventKind, VmState};
 use crate::api::{listen, loopback};
+use nix::sys::signal::Signal;
 use std::os::fd::OwnedFd;
 use std::process::Child;
 use std::sync::Arc;
@@ -64,7 +66,7 @@ pub async fn run(ready: Ready, serving: impl FnOnce()) -> Result<(), ServeError>
     }
     let netd = Netd::new(netd, netd::DEADLINE, netd::TUN);
     let registry = Registry::new(host.first_id, &budget);
-    let starts = Arc::new(Semaphore::new(budget.starts));
+    let starts = Starts::new(budget.starts, tenants.is_shared());
     // Who lost the database does not know any more whose files are whose.
     let complete = loaded.trouble.is_none() && !loaded.events.is_empty();
     let events = Events::new(loaded.events, store.clone());
@@ -132,7 +134,7 @@ pub async fn run(ready: Ready, serving: impl FnOnce()) -> Result<(), ServeError>
 
     let mut alive = context.jail.alive();
     let why = tokio::select! {
-        () = signalled(&signals) => {
+        () = told_to_leave(&signals, &context) => {
             context.registry.close("this supervisor is leaving; try again in a moment");
             "it was told to"
         }
@@ -153,7 +155,7 @@ pub async fn run(ready: Ready, serving: impl FnOnce()) -> Result<(), ServeError>
     fault::here(Step::LeaveWithdrawn);
     tokio::select! {
         _ = tokio::time::timeout(UNDER_WAY, nothing_starts(&context)) => {}
-        () = signalled(&signals) => {}
+        () = told_to_leave(&signals, &context) => {}
     }
     let sentence = farewell(why, *context.registry.living().borrow());
     context.events.emit(EventKind::SupervisorLeft, None, sentence.as_str());
@@ -238,14 +240,26 @@ async fn nothing_starts(context: &Context) {
     }
 }
 
-/// Waits for a signal.
-async fn signalled(signals: &AsyncFd<OwnedFd>) {
+/// Waits for a signal that says so. SIGHUP does not where there is a configuration: that is read again.
+async fn told_to_leave(signals: &AsyncFd<OwnedFd>, context: &Context) {
+    while next_signal(signals).await == Some(Signal::SIGHUP as u32) && context.shared() {
+        match context.tenants.reload() {
+            Ok(()) => tracing::info!("the configuration was read again, and holds from now on"),
+            Err(error) => tracing::error!("{error}; nothing of it is used, and what was read before goes on"),
+        }
+    }
+}
+
+/// Waits for a signal, and says which one it was.
+async fn next_signal(signals: &AsyncFd<OwnedFd>) -> Option<u32> {
     loop {
-        let Ok(mut guard) = signals.readable().await else { return };
-        // One record of signalfd(2) is 128 bytes.
-        match rustix::io::read(signals.get_ref(), &mut [0; 128]) {
+        let mut guard = signals.readable().await.ok()?;
+        // One record of signalfd(2); its number comes first.
+        let mut record = [0; 128];
+        match rustix::io::read(signals.get_ref(), &mut record) {
             Err(rustix::io::Errno::AGAIN) => guard.clear_ready(),
-            _ => return,
+            Ok(_) => return record.first_chunk().map(|number| u32::from_ne_bytes(*number)),
+            Err(_) => return None,
         }
     }
 }

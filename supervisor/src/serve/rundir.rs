@@ -7,7 +7,7 @@ use super::ServeError;
 use crate::paths;
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -34,8 +34,18 @@ pub struct RunDir {
     /// There was no directory of handles: whatever ran here before did so before the host was started anew, or before
     /// somebody removed all of this.
     pub new: bool,
+    clients: Clients,
     /// Held until the process ends.
     _lock: OwnedFd,
+}
+
+/// Who reaches the API's socket. Who of them may is asked of the kernel when they have connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clients {
+    /// This user (and root): the directory lets nobody else in.
+    Own,
+    /// Everybody of this host: they may pass through the directory to the sockets, and see nothing else of what is in it.
+    Anybody,
 }
 
 impl RunDir {
@@ -43,15 +53,18 @@ impl RunDir {
     ///
     /// # Errors
     /// A directory that is not this user's alone; a supervisor that serves it already.
-    pub fn take(path: &Path, socket: &Path) -> Result<RunDir, ServeError> {
-        let (dir, _) = own_dir(rustix::fs::CWD, path.as_os_str().as_bytes(), path)?;
+    pub fn take(path: &Path, socket: &Path, clients: Clients) -> Result<RunDir, ServeError> {
+        let dir = match clients {
+            Clients::Own => own_dir(rustix::fs::CWD, path.as_os_str().as_bytes(), path)?.0,
+            Clients::Anybody => passable_dir(path)?,
+        };
         let flags = OFlags::CREATE | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let lock = rustix::fs::openat(&dir, LOCK, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|e| ServeError::path("opening the lock", &path.join(LOCK), e))?;
         take_lock(&lock, path, socket)?;
         let (workers, _) = own_dir(dir.as_fd(), WORKERS.as_bytes(), &path.join(WORKERS))?;
         let (handles, new) = own_dir(dir.as_fd(), HANDLES.as_bytes(), &path.join(HANDLES))?;
-        Ok(RunDir { path: path.to_owned(), workers, handles, new, _lock: lock })
+        Ok(RunDir { path: path.to_owned(), workers, handles, new, clients, _lock: lock })
     }
 
     /// The jailer's working directory.
@@ -76,6 +89,9 @@ impl RunDir {
         // Nobody else may connect: serve() set the umask to 0077 before.
         let failed = |source| ServeError::Path { what: "binding the socket", path: socket.to_owned(), source };
         let listener = UnixListener::bind(socket).map_err(failed)?;
+        if self.clients == Clients::Anybody {
+            open_to_all(socket)?;
+        }
         listener.set_nonblocking(true).map_err(failed)?;
         Ok(listener)
     }
@@ -84,6 +100,32 @@ impl RunDir {
 /// Opens the directory `name` in `parent`, made where it is not there: a directory, no symbolic link, of this user,
 /// with no right for anybody else. Says whether it was made.
 pub(super) fn own_dir(parent: impl AsFd, name: &[u8], shown: &Path) -> Result<(OwnedFd, bool), ServeError> {
+    dir_with(parent, name, shown, 0)
+}
+
+/// The same for a directory through which others may pass, without being told what is in it.
+fn passable_dir(path: &Path) -> Result<OwnedFd, ServeError> {
+    let (dir, _) = dir_with(rustix::fs::CWD, path.as_os_str().as_bytes(), path, 0o011)?;
+    let mode = Mode::RWXU | Mode::XGRP | Mode::XOTH;
+    rustix::fs::fchmod(&dir, mode).map_err(|e| ServeError::path("letting clients through", path, e))?;
+    Ok(dir)
+}
+
+/// Lets everybody connect to the socket that we have bound: to that one, whatever is at its path by now.
+fn open_to_all(socket: &Path) -> Result<(), ServeError> {
+    let failed = |e| ServeError::path("letting clients connect to", socket, e);
+    let found = rustix::fs::open(socket, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+    let found = found.map_err(failed)?;
+    let stat = rustix::fs::fstat(&found).map_err(failed)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
+        return Err(ServeError::NotASocket(socket.to_owned()));
+    }
+    let all = Mode::from_raw_mode(0o666);
+    rustix::fs::chmod(format!("/proc/self/fd/{}", found.as_raw_fd()), all).map_err(failed)
+}
+
+/// Opens a directory of this user's, made where it is not there, with no other rights for others than `allowed`.
+fn dir_with(parent: impl AsFd, name: &[u8], shown: &Path, allowed: u32) -> Result<(OwnedFd, bool), ServeError> {
     let made = match rustix::fs::mkdirat(&parent, name, Mode::RWXU) {
         Ok(()) => true,
         Err(Errno::EXIST) => false,
@@ -99,7 +141,7 @@ pub(super) fn own_dir(parent: impl AsFd, name: &[u8], shown: &Path) -> Result<(O
     if stat.st_uid != uid {
         return Err(foreign(shown, format!("belongs to uid {}", stat.st_uid)));
     }
-    if stat.st_mode & 0o077 != 0 {
+    if stat.st_mode & 0o077 & !allowed != 0 {
         let mode = stat.st_mode & 0o777;
         return Err(foreign(shown, format!("is open to others (mode {mode:o})")));
     }
@@ -138,7 +180,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     fn take(dir: &Path) -> Result<RunDir, ServeError> {
-        RunDir::take(dir, &dir.join(paths::API_SOCKET))
+        RunDir::take(dir, &dir.join(paths::API_SOCKET), Clients::Own)
     }
 
     #[test]
@@ -197,6 +239,27 @@ mod tests {
         let file = temp.path().join("file");
         std::fs::write(&file, "").unwrap();
         assert!(matches!(take(&file).unwrap_err(), ServeError::Foreign { .. }));
+    }
+
+    #[test]
+    fn anybody_passes_through_to_the_socket_of_a_shared_supervisor_and_to_nothing_else() {
+        let temp = TempDir::new();
+        let dir = temp.path().join("run");
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        // Also where a supervisor of the user's alone was before.
+        drop(take(&dir).unwrap());
+        assert_eq!(mode(&dir), 0o700);
+        let socket = dir.join(paths::API_SOCKET);
+        let shared = RunDir::take(&dir, &socket, Clients::Anybody).unwrap();
+        shared.bind(&socket).unwrap();
+        assert_eq!((mode(&dir), mode(&socket)), (0o711, 0o666));
+        for (name, most) in [("workers", 0o700), ("handles", 0o700), ("lock", 0o600)] {
+            assert_eq!(mode(&dir.join(name)), most, "{name}");
+        }
+        drop(shared);
+        assert!(take(&dir).unwrap_err().to_string().contains("mode 711"), "one of the user's alone is not for all");
+        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(RunDir::take(&dir, &socket, Clients::Anybody).unwrap_err().to_string().contains("mode 755"));
     }
 
     #[test]

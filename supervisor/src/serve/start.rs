@@ -10,6 +10,7 @@ use super::memfd;
 use super::nets::{self, Interfaces, Taps};
 use super::provide::{self, Source};
 use super::refusals::{internal, no_worker, refused, unavailable};
+use super::starts::Turn;
 use super::worker::{Control, ControlError};
 use crate::api::types::{ApiError, ErrorCode};
 use crate::guestfile;
@@ -20,7 +21,6 @@ use rustix::fs::{CWD, Mode, OFlags};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::OwnedSemaphorePermit;
 use worker_api::{DiskSpec, Engine, FdRole, StartSpec, Timings, console};
 
 /// How long the steps of a start, and questions to a worker, may take.
@@ -88,7 +88,7 @@ pub struct Parcel {
     /// The fields that name these files, and the paths, for messages.
     paths: Vec<(String, String)>,
     /// Among the starts that are under way.
-    _place: Arc<OwnedSemaphorePermit>,
+    _place: Arc<Turn>,
 }
 
 /// Where the time of a start went.
@@ -100,13 +100,19 @@ pub struct Stages {
     leased: Instant,
 }
 
-/// Opens the files, gets a worker, and leases the network interfaces of VM number `id`: all at the same time.
+/// Opens the files, gets a worker, and leases the network interfaces of VM number `id`, which is `owner`'s: all at the same time.
 ///
 /// # Errors
 /// What the client is told.
-pub async fn prepare(context: &Context, id: VmId, spec: &VmSpec, source: Source) -> Result<Prepared, ApiError> {
+pub async fn prepare(
+    context: &Context,
+    id: VmId,
+    owner: u32,
+    spec: &VmSpec,
+    source: Source,
+) -> Result<Prepared, ApiError> {
     let begun = Instant::now();
-    let place = context.starts.clone().acquire_owned().await.map_err(|_| internal("no places for starts"))?;
+    let place = context.starts.turn(owner).await.ok_or_else(|| internal("no places for starts"))?;
     let place = Arc::new(place);
     // First, so that netd works while we do.
     let leasing = nets::lease(context, id, spec, place.clone());
@@ -127,7 +133,7 @@ async fn make(
     context: &Context,
     spec: &VmSpec,
     source: Source,
-    place: Arc<OwnedSemaphorePermit>,
+    place: Arc<Turn>,
 ) -> Result<(Held, Arc<Console>, Parcel, Instant, Instant), ApiError> {
     let limits = spec.limits.as_ref().map(cgroup_limits);
     // Without files there is nothing to wait for: the jailer works while we make the memfds.
@@ -158,7 +164,7 @@ fn parcel(
     context: &Context,
     spec: &VmSpec,
     mut files: GuestFiles,
-    place: Arc<OwnedSemaphorePermit>,
+    place: Arc<Turn>,
 ) -> Result<(Arc<Console>, Parcel), ApiError> {
     let failed = |error: std::io::Error| unavailable(format!("no memory or file descriptors for the VM: {error}"));
     let ram = memfd::sealed("vmsup-ram", spec.memory_mib << 20).map_err(|e| failed(e.into()))?;

@@ -11,6 +11,7 @@ use super::side::Received;
 use super::start::cgroup_limits;
 use super::state::Intent;
 use super::storage::{Busy, import};
+use super::tenants::{Limit, Terms};
 use super::update::{Plan, plan};
 use super::vm::{Ask, Hold, Order, Starting, Vm};
 use crate::api::types::{ApiError, ErrorCode, OperationKind, UpdateDone, UpdateRequest, VmState};
@@ -24,8 +25,9 @@ use std::time::Duration;
 ///
 /// # Errors
 /// The field that is wrong, or what this host has not.
-pub fn admit(context: &Context, spec: &VmSpec) -> Result<(), ApiError> {
+pub fn admit(context: &Context, spec: &VmSpec, limit: &Limit) -> Result<(), ApiError> {
     check::check(spec)?;
+    limit.as_ref().map_or(Ok(()), |quota| quota.admits(spec))?;
     check::check_memory(spec.memory_mib, context.host.memory_mib)?;
     match (&spec.limits, &context.jail.facts.cgroup) {
         (Some(limits), Err(reason)) if limits.enforce == Enforce::Required => Err(no_cgroup(reason)),
@@ -51,10 +53,10 @@ pub fn begin(context: &Context, kind: OperationKind, vm: &str, owner: u32) -> Ru
 pub async fn create(
     context: &Arc<Context>,
     order: impl Into<Order>,
-    owner: u32,
+    terms: Terms,
     mut op: Running,
 ) -> Result<Arc<Vm>, ApiError> {
-    let (result, cancelled) = match Vm::create(context, order, owner) {
+    let (result, cancelled) = match Vm::create(context, order, terms) {
         Ok(starting) => {
             let vm = starting.vm.clone();
             let told = until_running(&mut op, starting).await;
@@ -70,8 +72,8 @@ pub async fn create(
 ///
 /// # Errors
 /// Why it does not run.
-pub async fn start(context: &Arc<Context>, vm: &Arc<Vm>, mut op: Running) -> Result<(), ApiError> {
-    let (result, cancelled) = match vm.start(context) {
+pub async fn start(context: &Arc<Context>, vm: &Arc<Vm>, limit: &Limit, mut op: Running) -> Result<(), ApiError> {
+    let (result, cancelled) = match vm.start(context, limit) {
         Ok(starting) => until_running(&mut op, starting).await,
         Err(error) => (Err(error), false),
     };
@@ -115,9 +117,10 @@ pub async fn update(
     hold: &Hold,
     request: UpdateRequest,
     files: Option<Received>,
+    limit: &Limit,
     mut op: Running,
 ) -> Result<UpdateDone, ApiError> {
-    let (result, cancelled) = updated(context, hold, request, files, &mut op).await;
+    let (result, cancelled) = updated(context, hold, request, files, limit, &mut op).await;
     tidy(context, &hold.vm).await;
     over(op, cancelled, result)
 }
@@ -132,6 +135,7 @@ async fn updated(
     hold: &Hold,
     request: UpdateRequest,
     files: Option<Received>,
+    limit: &Limit,
     op: &mut Running,
 ) -> (Result<UpdateDone, ApiError>, bool) {
     let UpdateRequest { spec, source, if_generation, deadline_s, files: _ } = request;
@@ -150,9 +154,21 @@ async fn updated(
         Err((error, cancelled)) => return (Err(error), cancelled),
     };
     let rests = is_end(state) || state == VmState::Restarting;
-    let done = match plan(&intent.spec, &spec) {
+    let plan = plan(&intent.spec, &spec);
+    // Where there is a restart to come, by us or by itself, its owner is told now that it would be too much.
+    let claim = if state == VmState::Restarting || plan == Plan::Restart && !rests {
+        match vm.claim(context, &spec, limit) {
+            Ok(claim) => Some(claim),
+            Err(error) => return (Err(error), false),
+        }
+    } else {
+        None
+    };
+    let done = match plan {
         Plan::Nothing if source.is_none() || source == intent.source => return (Ok(UpdateDone::Nothing), false),
-        Plan::Nothing => return (vm.change(spec, source, generation, true).await.map(|()| UpdateDone::Nothing), false),
+        Plan::Nothing => {
+            return (vm.change(spec, source, generation, true, claim).await.map(|()| UpdateDone::Nothing), false);
+        }
         _ if rests => UpdateDone::Stored,
         Plan::InPlace { limits } => {
             if limits && let Err(error) = set_limits(context, vm, &spec).await {
@@ -164,19 +180,20 @@ async fn updated(
     };
     if done != UpdateDone::Restarted {
         let in_place = done == UpdateDone::InPlace;
-        return (vm.change(spec, source, generation, in_place).await.map(|()| done), false);
+        return (vm.change(spec, source, generation, in_place, claim).await.map(|()| done), false);
     }
+    drop(claim);
     let (stopped, cancelled) = until_stopped(op, hold, Duration::from_secs(deadline_s.into())).await;
     if let Err(error) = stopped {
         return (Err(error), cancelled);
     }
     fault::here(Step::UpdateStopped);
     op.stage("worker", None);
-    if let Err(error) = vm.change(spec, source, generation, false).await {
+    if let Err(error) = vm.change(spec, source, generation, false, None).await {
         return (Err(error), false);
     }
     fault::here(Step::UpdateChanged);
-    match vm.start(context) {
+    match vm.start(context, limit) {
         Ok(starting) => {
             let (result, cancelled) = until_running(op, starting).await;
             (result.map(|_| UpdateDone::Restarted), cancelled)

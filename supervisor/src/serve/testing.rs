@@ -13,6 +13,7 @@ use super::ops::Operations;
 use super::registry::{Registry, Who};
 use super::start::Deadlines;
 use super::state::Intent;
+use super::tenants::{Source, Tenants, Terms};
 use super::{Context, Host, Jail, Netd, memfd, state};
 use crate::api::types::{CreateRequest, Desired};
 use crate::spec::{Boot, Builtin, Restart, VmSpec};
@@ -84,6 +85,19 @@ pub fn spec_in(name: &str, networks: &[&str]) -> VmSpec {
 /// The request for a VM.
 pub fn request(spec: VmSpec) -> CreateRequest {
     CreateRequest { spec, remove_when_ended: false, source: None, files: None }
+}
+
+/// `passwd` and `group` of a host with tenants.
+pub const ACCOUNTS: (&str, &str) = (
+    "root:x:0:0::/:\nalice:x:1000:1000::/:\nbob:x:1001:1001::/:\ncarol:x:1002:1002::/:\nops:x:1003:1003::/:\n",
+    "root:x:0:\ntenants:x:50:alice,bob\nadmin:x:52:ops\n",
+);
+/// The uid that a shared supervisor of tests runs as.
+pub const SUPERVISOR: u32 = 900;
+
+/// For whom most tests make VMs, and that nothing is too much for them.
+pub fn terms() -> Terms {
+    Terms { owner: OWNER.uid, limit: None }
 }
 
 /// Who owns the VMs of most tests.
@@ -240,6 +254,10 @@ pub fn print(ring: &OwnedFd, notify: &OwnedFd, bytes: &[u8]) -> bool {
     tell
 }
 
+fn no_cgroup() -> Result<String, String> {
+    Err("the test has none".into())
+}
+
 /// A supervisor's insides with a fake jailer.
 pub struct Bench {
     pub context: Arc<Context>,
@@ -283,12 +301,35 @@ impl Bench {
         Bench::on(Ok("/the/tests".into()), Deadlines::default(), super::netd::DEADLINE)
     }
 
+    /// Of a supervisor that is whose `config` says, on a host with the users and groups of [`ACCOUNTS`].
+    pub fn shared(config: &str) -> Bench {
+        let dir = TempDir::new();
+        for (name, text) in [("supervisor.toml", config), ("passwd", ACCOUNTS.0), ("group", ACCOUNTS.1)] {
+            std::fs::write(dir.path().join(name), text).unwrap();
+        }
+        let own = rustix::process::geteuid().as_raw();
+        let source = Source { file: dir.path().join("supervisor.toml"), etc: dir.path().to_owned(), owner: own };
+        // Root and the supervisor's own user see everything, so that tests which run as root need another one.
+        let tenants = Tenants::shared(SUPERVISOR, source).unwrap();
+        Bench::made(dir, tenants, no_cgroup(), Deadlines::default(), super::netd::DEADLINE)
+    }
+
     fn with(deadlines: Deadlines, answer: Duration) -> Bench {
-        Bench::on(Err("the test has none".into()), deadlines, answer)
+        Bench::on(no_cgroup(), deadlines, answer)
     }
 
     fn on(cgroup: Result<String, String>, deadlines: Deadlines, answer: Duration) -> Bench {
-        let dir = TempDir::new();
+        let tenants = Tenants::of_one(rustix::process::geteuid().as_raw());
+        Bench::made(TempDir::new(), tenants, cgroup, deadlines, answer)
+    }
+
+    fn made(
+        dir: TempDir,
+        tenants: Tenants,
+        cgroup: Result<String, String>,
+        deadlines: Deadlines,
+        answer: Duration,
+    ) -> Bench {
         let (ours, theirs) = Channel::<Request, Reply>::pair().unwrap();
         let jailer = theirs.as_fd().try_clone_to_owned().unwrap();
         let act = Arc::new(Mutex::new(Act::Good));
@@ -327,14 +368,13 @@ impl Bench {
         };
         let netd = Netd::new(dir.path().join("netd.sock"), answer, netd::NULL);
         let registry = Registry::new(0x1000, &Budget::of(4096, false));
-        let starts = Arc::new(tokio::sync::Semaphore::new(PLACES as usize));
+        let starts = super::starts::Starts::new(PLACES as usize, tenants.is_shared());
         let store = state::Store::in_memory();
         let (events, operations) = (Events::new(Vec::new(), store.clone()), Operations::new(Vec::new(), store.clone()));
         std::fs::create_dir(dir.path().join("handles")).unwrap();
         let handles = rustix::fs::open(dir.path().join("handles"), flags, rustix::fs::Mode::empty()).unwrap();
         let handles = super::handle::Handles::new(handles);
         let metrics = Default::default();
-        let tenants = super::tenants::Tenants::of_one(host.uid);
         let context = Arc::new(Context {
             host,
             jail,

@@ -9,6 +9,7 @@ pub use super::hold::Hold;
 use super::jail::Held;
 use super::registry::{Entry, Reserved, is_end};
 use super::state::{Intent, hash};
+use super::tenants::{Claim, Demand, Limit, Terms};
 use super::{Context, nets, refusals};
 use crate::api::types::{
     ApiError, ConsoleInfo, CreateRequest, Desired, ErrorCode, HealthState, NetStats, VmInfo, VmNet, VmState, VmSummary,
@@ -16,7 +17,7 @@ use crate::api::types::{
 };
 use crate::spec::{Restart, VmSpec};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -36,6 +37,10 @@ pub struct Vm {
     pub(super) holds: AtomicUsize,
     /// Somebody was told how it ended.
     pub(super) heard: AtomicBool,
+    /// What its being there takes of its owner's quota, while it is listed.
+    there: Mutex<Option<Claim>>,
+    /// What its running takes, from when it is to run until nothing of it runs or will by itself.
+    runs: Mutex<Option<Claim>>,
 }
 
 /// A VM's console.
@@ -91,8 +96,11 @@ impl Entry for Vm {
         let state = self.phase.borrow().state;
         is_end(state) || state == VmState::Restarting
     }
+    fn unlisted(&self) {
+        drop(lock(&self.there).take());
+    }
     fn drop_console(&self) {
-        let mut kept = self.console.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = lock(&self.console);
         if matches!(*kept, Kept::Here(_)) {
             *kept = Kept::Dropped;
         }
@@ -121,7 +129,7 @@ impl Starting {
 }
 
 impl Vm {
-    fn new(intent: Intent, state: VmState, started_at: Option<u64>) -> (Vm, mpsc::Receiver<Ask>) {
+    fn new(intent: Intent, state: VmState, started_at: Option<u64>, there: Claim) -> (Vm, mpsc::Receiver<Ask>) {
         let (inbox, asks) = mpsc::channel(4);
         let vm = Vm {
             id: intent.id(),
@@ -132,6 +140,8 @@ impl Vm {
             console: Mutex::new(if intent.confirmed { Kept::Dropped } else { Kept::NotYet }),
             holds: AtomicUsize::new(0),
             heard: AtomicBool::new(false),
+            there: Mutex::new(Some(there)),
+            runs: Mutex::default(),
             phase: watch::Sender::new(Phase {
                 state,
                 intent: Arc::new(intent),
@@ -151,8 +161,8 @@ impl Vm {
     /// its id and its history. Where the start fails, a new VM is nowhere, and one that was there is as it was.
     ///
     /// # Errors
-    /// The VM of this name runs; there is no room for more; the request contradicts itself.
-    pub fn create(context: &Arc<Context>, order: impl Into<Order>, owner: u32) -> Result<Starting, ApiError> {
+    /// The VM of this name runs; there is no room for more, or not within its owner's quota; the request contradicts itself.
+    pub fn create(context: &Arc<Context>, order: impl Into<Order>, terms: Terms) -> Result<Starting, ApiError> {
         let Order { request, files } = order.into();
         if request.remove_when_ended && request.spec.restart != Restart::No {
             let message = "a VM that is forgotten at its end is not started again; remove \"restart\", or leave the VM \
@@ -161,21 +171,30 @@ impl Vm {
         }
         let mut asks = None;
         let name = request.spec.name.clone();
+        let Terms { owner, limit } = terms;
         let reserved = context.registry.reserve(owner, &name, |number| {
-            let (vm, inbox) = Vm::new(intent(number, owner, &request), VmState::Starting, None);
+            let there = context.tenants.claim(owner, Demand::vm(), None, &limit)?;
+            let (vm, inbox) = Vm::new(intent(number, owner, &request), VmState::Starting, None, there);
             asks = Some(inbox);
-            vm
+            Ok(vm)
+        })?;
+        let (Reserved::New(vm, _) | Reserved::There(vm, _)) = &reserved;
+        let claim = vm.claim(context, &request.spec, &limit).inspect_err(|_| {
+            if asks.is_some() {
+                context.registry.remove(vm);
+            }
         })?;
         let (told, answer) = oneshot::channel();
         match (reserved, asks) {
             (Reserved::New(vm, place), Some(asks)) => {
                 fault::here(Step::CreateReserved);
+                vm.holds_claim(claim);
                 Actor::spawn(context, &vm, asks, Origin::New { place, files, told });
                 Ok(Starting { vm, told: answer })
             }
             (Reserved::There(vm, place) | Reserved::New(vm, place), _) => {
                 let file = Some(Order { request, files });
-                vm.ask_later(Ask::Start(Box::new(Start { file, place, told })));
+                vm.ask_later(Ask::Start(Box::new(Start { file, place, claim, told })));
                 Ok(Starting { vm, told: answer })
             }
         }
@@ -184,29 +203,66 @@ impl Vm {
     /// Starts a VM that is there and does not run.
     ///
     /// # Errors
-    /// There is no room for more.
-    pub fn start(self: &Arc<Vm>, context: &Arc<Context>) -> Result<Starting, ApiError> {
+    /// There is no room for more, or not within its owner's quota.
+    pub fn start(self: &Arc<Vm>, context: &Arc<Context>, limit: &Limit) -> Result<Starting, ApiError> {
         let place = context.registry.enter()?;
+        let claim = self.claim(context, &self.intent().spec, limit)?;
         let (told, answer) = oneshot::channel();
-        self.ask_later(Ask::Start(Box::new(Start { file: None, place, told })));
+        self.ask_later(Ask::Start(Box::new(Start { file: None, place, claim, told })));
         Ok(Starting { vm: self.clone(), told: answer })
+    }
+
+    /// What its running as `spec` takes of its owner's quota, in place of what it takes now.
+    ///
+    /// # Errors
+    /// It is too much.
+    pub fn claim(&self, context: &Context, spec: &VmSpec, limit: &Limit) -> Result<Claim, ApiError> {
+        let now = lock(&self.runs);
+        Ok(context.tenants.claim(self.owner, Demand::running(spec), now.as_ref(), limit)?)
+    }
+
+    /// It has what its running takes, whatever its owner may have: it ran before, or was to.
+    pub(super) fn charge(&self, context: &Context) {
+        self.holds_claim(context.tenants.charge(self.owner, Demand::running(&self.intent().spec)));
+    }
+
+    /// What it takes from now on. Its actor's to say.
+    pub(super) fn holds_claim(&self, claim: impl Into<Option<Claim>>) {
+        drop(std::mem::replace(&mut *lock(&self.runs), claim.into()));
+    }
+
+    /// Whether what it takes is what its running as `spec` takes.
+    pub(super) fn has_claim_for(&self, spec: &VmSpec) -> bool {
+        lock(&self.runs).as_ref().is_some_and(|claim| claim.demand() == Demand::running(spec))
+    }
+
+    /// One of an earlier supervisor's: its owner has it, whatever they may have now.
+    fn old(
+        context: &Context,
+        intent: Intent,
+        state: VmState,
+        started_at: Option<u64>,
+    ) -> (Arc<Vm>, mpsc::Receiver<Ask>) {
+        let there = context.tenants.charge(intent.owner, Demand::vm());
+        let (vm, asks) = Vm::new(intent, state, started_at, there);
+        (Arc::new(vm), asks)
     }
 
     /// Takes over a VM that was found running.
     pub fn adopted(context: &Arc<Context>, found: Found) -> Arc<Vm> {
         let state = if found.paused { VmState::Paused } else { VmState::Running };
-        let (vm, asks) = Vm::new(found.intent.clone(), state, Some(found.started_at));
-        let vm = Arc::new(vm);
+        let (vm, asks) = Vm::old(context, found.intent.clone(), state, Some(found.started_at));
         let place = context.registry.adopt(&vm, true);
+        vm.charge(context);
         Actor::spawn(context, &vm, asks, Origin::Found { found: Box::new(found), place });
         vm
     }
 
     /// Takes over a VM that ended while there was no supervisor: the end is recorded, then its restart policy decides.
     pub fn ended_meanwhile(context: &Arc<Context>, intent: Intent, how: How, held: Option<Held>) -> Arc<Vm> {
-        let (vm, asks) = Vm::new(intent, VmState::Stopping, None);
-        let vm = Arc::new(vm);
+        let (vm, asks) = Vm::old(context, intent, VmState::Stopping, None);
         let place = context.registry.adopt(&vm, true);
+        vm.charge(context);
         Actor::spawn(context, &vm, asks, Origin::Ended { how, held, place });
         vm
     }
@@ -214,8 +270,7 @@ impl Vm {
     /// Takes over a VM that did not run; one that was waiting for its restart goes on with that.
     pub fn resting(context: &Arc<Context>, intent: Intent) -> Arc<Vm> {
         let state = super::lifecycle::State::Resting.outside(intent.ends.last().map(|end| end.kind));
-        let (vm, asks) = Vm::new(intent, state, None);
-        let vm = Arc::new(vm);
+        let (vm, asks) = Vm::old(context, intent, state, None);
         context.registry.adopt(&vm, false);
         Actor::spawn(context, &vm, asks, Origin::Resting);
         vm
@@ -291,8 +346,9 @@ impl Vm {
         source: Option<String>,
         generation: u64,
         in_place: bool,
+        claim: Option<Claim>,
     ) -> Result<(), ApiError> {
-        self.answered(|told| Ask::Change(Box::new(Change { spec, source, generation, in_place, told }))).await
+        self.answered(|told| Ask::Change(Box::new(Change { spec, source, generation, in_place, claim, told }))).await
     }
 
     /// Forgets it, its console output and its history included.
@@ -357,7 +413,7 @@ impl Vm {
     /// # Errors
     /// It has none yet, or none any more.
     pub fn console(&self) -> Result<Arc<Console>, ApiError> {
-        let why = match &*self.console.lock().unwrap_or_else(PoisonError::into_inner) {
+        let why = match &*lock(&self.console) {
             Kept::Here(console) => return Ok(console.clone()),
             Kept::NotYet => format!("{} is still being made; try again", self.name),
             Kept::Unreachable => {
@@ -374,12 +430,12 @@ impl Vm {
 
     /// The console of a new run; that of the run before is let go.
     pub(super) fn set_console(&self, console: Arc<Console>) {
-        *self.console.lock().unwrap_or_else(PoisonError::into_inner) = Kept::Here(console);
+        *lock(&self.console) = Kept::Here(console);
     }
 
     /// Its worker does not answer, and so there is no console for now.
     pub(super) fn no_console(&self) {
-        *self.console.lock().unwrap_or_else(PoisonError::into_inner) = Kept::Unreachable;
+        *lock(&self.console) = Kept::Unreachable;
     }
 
     /// What it is.
@@ -425,6 +481,10 @@ impl Vm {
             console: ConsoleInfo { written, overwritten },
         }
     }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What a new VM is.

@@ -3,14 +3,14 @@
 use super::*;
 use crate::api::types::ErrorCode;
 use crate::api::types::{End, EndKind};
-use crate::serve::testing::{Act, Bench, OWNER, TempDir, request, spec};
+use crate::serve::testing::{Act, Bench, OWNER, TempDir, request, spec, terms};
 use crate::spec::{Builtin, Disk};
 use jail_spec::{HowEnded, Refusal};
 use std::time::Duration;
 use worker_api::{FdRole, Part, StartFailure, console, exit};
 
 async fn create(bench: &Bench, name: &str) -> Result<Arc<Vm>, ApiError> {
-    Vm::create(&bench.context, request(spec(name)), 1000)?.until_running().await
+    Vm::create(&bench.context, request(spec(name)), terms())?.until_running().await
 }
 
 async fn refused(bench: &Bench, act: Act, code: ErrorCode, says: &str) {
@@ -67,7 +67,7 @@ async fn a_worker_gets_what_its_spec_says_and_sealed_memory() {
     let mut spec = spec("a");
     let path = disk.to_str().unwrap().to_owned();
     spec.disks = vec![Disk { path, readonly: true, engine: Default::default(), serial: None }];
-    let vm = Vm::create(&bench.context, request(spec), 1000).unwrap().until_running().await.unwrap();
+    let vm = Vm::create(&bench.context, request(spec), terms()).unwrap().until_running().await.unwrap();
     let fake = bench.started().await;
     let size = |role| rustix::fs::fstat(fake.fd(role)).unwrap().st_size;
     assert_eq!(size(FdRole::Ram), 32 << 20);
@@ -95,7 +95,7 @@ async fn a_worker_gets_the_built_in_guest_that_its_spec_names() {
         let mut spec = spec("a");
         spec.boot.builtin = Some(builtin);
         spec.boot.cmdline = Some("fetch=10.77.0.1:80/".into());
-        let vm = Vm::create(&bench.context, request(spec), 1000).unwrap().until_running().await.unwrap();
+        let vm = Vm::create(&bench.context, request(spec), terms()).unwrap().until_running().await.unwrap();
         let fake = bench.started().await;
         let mut kernel = [0; 16];
         let read = rustix::io::pread(fake.fd(FdRole::Kernel), &mut kernel, 0).unwrap();
@@ -187,7 +187,7 @@ async fn a_missing_disk_costs_no_worker() {
     let bench = Bench::new();
     let mut spec = spec("a");
     spec.disks = vec![Disk { path: "/no/such".into(), readonly: false, engine: Default::default(), serial: None }];
-    let starting = Vm::create(&bench.context, request(spec), 1000).unwrap();
+    let starting = Vm::create(&bench.context, request(spec), terms()).unwrap();
     let vm = starting.vm.clone();
     assert_eq!(starting.until_running().await.unwrap_err().field.as_deref(), Some("disks[0].path"));
     vm.until_ended().await;
@@ -232,7 +232,7 @@ async fn a_kill_ends_a_vm_at_any_moment_of_its_start() {
     let bench = Bench::new();
     for (n, act) in [Act::Good, Act::Silent, Act::Good].into_iter().enumerate() {
         bench.acts(act);
-        let vm = Vm::create(&bench.context, request(spec("a")), 1000).unwrap().vm;
+        let vm = Vm::create(&bench.context, request(spec("a")), terms()).unwrap().vm;
         for _ in 0..n * 3 {
             tokio::task::yield_now().await;
         }
@@ -293,7 +293,7 @@ async fn running_vms_outlive_the_jailer_and_new_ones_are_refused_with_a_sentence
 async fn a_vm_that_is_to_be_forgotten_is_found_until_its_waiter_has_heard() {
     let bench = Bench::new();
     let request = CreateRequest { remove_when_ended: true, ..request(spec("a")) };
-    let vm = Vm::create(&bench.context, request, 1000).unwrap().until_running().await.unwrap();
+    let vm = Vm::create(&bench.context, request, terms()).unwrap().until_running().await.unwrap();
     bench.started().await.exit(exit::SHUTDOWN);
     vm.until_ended().await;
     assert!(bench.context.registry.list().is_empty());
@@ -316,12 +316,12 @@ async fn a_start_that_fails_leaves_a_vm_that_was_there_as_it_was() {
     let before = first.summary();
     let console = first.console().unwrap().kept();
     let other = VmSpec { cpus: 2, ..spec("a") };
-    let starting = Vm::create(&bench.context, request(other.clone()), 1000).unwrap();
+    let starting = Vm::create(&bench.context, request(other.clone()), terms()).unwrap();
     starting.until_running().await.unwrap_err();
     assert_eq!(bench.context.registry.find(OWNER, "a").unwrap().summary(), before);
     assert_eq!(first.console().unwrap().kept(), console);
     bench.acts(Act::Good);
-    let second = Vm::create(&bench.context, request(other), 1000).unwrap().until_running().await.unwrap();
+    let second = Vm::create(&bench.context, request(other), terms()).unwrap().until_running().await.unwrap();
     let now = second.summary();
     assert_eq!((&now.id, now.cpus, now.generation), (&before.id, 2, 2));
     assert_eq!(now.end.unwrap().kind, EndKind::GuestCrashed, "its history stays");
@@ -332,6 +332,6 @@ async fn limits_without_a_cgroup_are_told_in_inspect() {
     let bench = Bench::new();
     let mut spec = spec("a");
     spec.limits = Some(serde_json::from_str(r#"{"pids_max":64,"enforce":"best-effort"}"#).unwrap());
-    let vm = Vm::create(&bench.context, request(spec), 1000).unwrap().until_running().await.unwrap();
+    let vm = Vm::create(&bench.context, request(spec), terms()).unwrap().until_running().await.unwrap();
     assert_eq!(vm.info().worker.unwrap().limits, "not held: the test has none");
 }

@@ -6,6 +6,7 @@ use crate::serve::fault::{self, Step};
 use crate::serve::lifecycle::{Event, State};
 use crate::serve::registry::taken;
 use crate::serve::state::{self, hash};
+use crate::serve::tenants::{Claim, Demand};
 use crate::serve::vm::{Ask, Change, Order, Reply, Start};
 use crate::serve::worker::ControlError;
 use tokio::sync::oneshot;
@@ -63,11 +64,17 @@ impl Actor {
     }
 
     fn start(&mut self, start: Start) -> Option<Event> {
-        let Start { file, place, told } = start;
+        let Start { file, place, claim, told } = start;
         if !matches!(self.state, State::Resting | State::BackingOff) {
             let _ = told.send(Err(taken(&self.intent.spec.name)));
             return None;
         }
+        // What was claimed is for the file as it was when that was done.
+        if claim.demand() != Demand::running(file.as_ref().map_or(&self.intent.spec, |file| &file.request.spec)) {
+            let _ = told.send(Err(self.changed_meanwhile()));
+            return None;
+        }
+        self.vm.holds_claim(claim);
         let before = self.intent.clone();
         if let Some(Order { request: CreateRequest { spec, remove_when_ended, source, .. }, files }) = file {
             self.replace(spec, source);
@@ -80,6 +87,12 @@ impl Actor {
         self.emit(EventKind::Starting, "asked for by its owner");
         self.save();
         Some(Event::StartAsked)
+    }
+
+    fn changed_meanwhile(&self) -> ApiError {
+        let message =
+            format!("{} was changed by somebody else meanwhile; look again (vmsup diff)", self.intent.spec.name);
+        ApiError { code: ErrorCode::Conflict, message, field: None }
     }
 
     /// The VM is what another file says. Who kept it goes on keeping it, where nobody else is named.
@@ -143,10 +156,13 @@ impl Actor {
     }
 
     fn change(&mut self, change: Change) {
-        let Change { spec, source, generation, in_place, told } = change;
+        let Change { spec, source, generation, in_place, claim, told } = change;
         let name = &self.intent.spec.name;
-        let refused = if generation != self.intent.generation {
-            Some(format!("{name} was changed by somebody else meanwhile; look again (vmsup diff)"))
+        // One that waits for its restart has claimed what that takes, and takes no more without having been asked.
+        let waits = self.state == State::BackingOff;
+        let claimed = claim.as_ref().map(Claim::demand) == Some(Demand::running(&spec));
+        let refused = if generation != self.intent.generation || waits && !claimed {
+            Some(self.changed_meanwhile().message)
         } else if !in_place && !matches!(self.state, State::Resting | State::BackingOff) {
             Some(format!("{name} runs again already; try again"))
         } else if !self.state.has_guest() && !self.state.rests() {
@@ -161,6 +177,9 @@ impl Actor {
         if in_place && spec.limits != self.intent.spec.limits {
             // The jailer has just set the new ones.
             self.run.unlimited = None;
+        }
+        if waits {
+            self.vm.holds_claim(claim);
         }
         self.replace(spec, source);
         let console = self.vm.console().ok();

@@ -175,6 +175,10 @@ impl Actor {
         let forgotten = matches!(before, State::Ended { .. }) && told.as_ref().is_some_and(|told| !told.undone);
         self.run = Default::default();
         (self.clock.deadline, self.clock.overdue) = (None, false);
+        // One that waits for its restart is still to run, and its owner's quota is not somebody else's meanwhile.
+        if self.state != State::BackingOff {
+            self.vm.holds_claim(None);
+        }
         match self.state {
             State::Gone if forgotten => {
                 self.context.registry.retire(&self.vm);
@@ -306,6 +310,7 @@ impl Actor {
                 (self.row, self.clock.back_off) = (nth, after);
                 self.clock.restart_at = Some(Instant::now() + after);
                 self.state = State::BackingOff;
+                self.vm.charge(&self.context);
             }
             _ => {
                 self.intent.desired = Desired::Stopped;

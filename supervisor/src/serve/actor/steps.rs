@@ -46,6 +46,7 @@ pub enum Done {
 impl Actor {
     /// Imports the files that came, opens them and gets a worker: a new run.
     pub(super) fn make(&mut self) {
+        debug_assert!(self.vm.has_claim_for(&self.intent.spec), "what runs is counted");
         let files = self.run.files.take();
         self.run = Run { place: self.run.place.take(), ..Run::default() };
         self.clock = Default::default();
@@ -62,7 +63,7 @@ impl Actor {
                 let source =
                     provide::source(&context, &intent, files, |percent| stage("import", Some(percent))).await?;
                 stage("worker", None);
-                start::prepare(&context, VmId(intent.number), &intent.spec, source).await.map(Box::new)
+                start::prepare(&context, VmId(intent.number), intent.owner, &intent.spec, source).await.map(Box::new)
             };
             Done::Prepared(prepared.await)
         }));

@@ -85,9 +85,12 @@ struct Own {
     process: Option<(u64, u64)>,
 }
 
-/// These VMs and this supervisor in Prometheus' text format.
-pub async fn exposition(context: &Arc<Context>, vms: Vec<Arc<Vm>>) -> String {
+/// These VMs, and this supervisor where `own` is wanted, in Prometheus' text format.
+pub async fn exposition(context: &Arc<Context>, vms: Vec<Arc<Vm>>, own: bool) -> String {
     let samples = collect(context, vms).await;
+    if !own {
+        return text::render(None, &samples);
+    }
     let process = tokio::task::spawn_blocking(proc::own).await.ok().flatten();
     let all = context.operations.list();
     let metrics = &context.metrics;
@@ -101,7 +104,7 @@ pub async fn exposition(context: &Arc<Context>, vms: Vec<Arc<Vm>>) -> String {
         jailer_up: *context.jail.alive().borrow(),
         process,
     };
-    text::render(&own, &samples)
+    text::render(Some(&own), &samples)
 }
 
 #[cfg(test)]

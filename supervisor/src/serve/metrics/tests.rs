@@ -2,11 +2,11 @@
 
 use super::*;
 use crate::api::types::VmStats;
-use crate::serve::testing::{Bench, FakeVm, request, spec};
+use crate::serve::testing::{Bench, FakeVm, request, spec, terms};
 use worker_api::{NetCounters, Reply, Stats, VcpuCounters};
 
 async fn running(bench: &Bench, name: &str) -> (Arc<Vm>, FakeVm) {
-    let vm = Vm::create(&bench.context, request(spec(name)), 1000).unwrap().until_running().await.unwrap();
+    let vm = Vm::create(&bench.context, request(spec(name)), terms()).unwrap().until_running().await.unwrap();
     (vm, bench.started().await)
 }
 
@@ -57,7 +57,7 @@ async fn a_worker_that_does_not_answer_is_left_out_and_counted_and_the_others_ar
     let (good, goods) = running(&bench, "good").await;
     let worker = goods.copy();
     let answering = tokio::task::spawn_blocking(move || worker.answer(&Reply::Stats(Box::default())));
-    let text = exposition(&bench.context, vec![silent, good]).await;
+    let text = exposition(&bench.context, vec![silent, good], true).await;
     answering.await.unwrap();
     assert!(text.contains("\nvmsup_worker_unanswered 1\n"), "{text}");
     assert!(text.contains("vmsup_vm_vcpus{vm=\"silent\""), "{text}");
@@ -73,7 +73,7 @@ async fn a_vm_that_has_ended_is_asked_nothing_and_the_supervisor_is_told() {
     vm.until_ended().await;
     bench.context.metrics.started();
     bench.context.metrics.ended(EndKind::Unhealthy);
-    let text = exposition(&bench.context, vec![vm]).await;
+    let text = exposition(&bench.context, vec![vm], true).await;
     for line in [
         "vmsup_vms{state=\"stopped\"} 1",
         "vmsup_worker_unanswered 0",
@@ -85,7 +85,7 @@ async fn a_vm_that_has_ended_is_asked_nothing_and_the_supervisor_is_told() {
     assert!(text.contains("vmsup_supervisor_resident_bytes "), "{text}");
     bench.kill_jailer();
     let _ = bench.context.jail.alive().wait_for(|alive| !alive).await;
-    assert!(exposition(&bench.context, Vec::new()).await.contains("\nvmsup_jailer_up 0\n"));
+    assert!(exposition(&bench.context, Vec::new(), true).await.contains("\nvmsup_jailer_up 0\n"));
 }
 
 #[tokio::test]

@@ -21,12 +21,12 @@ const STATES: [(VmState, &str); 7] = [
     (VmState::Crashed, "crashed"),
 ];
 
-/// Everything.
-pub fn render(own: &Own, samples: &[Sample]) -> String {
+/// Everything; of the supervisor's own where that is given.
+pub fn render(own: Option<&Own>, samples: &[Sample]) -> String {
     bounded(own, samples, LINES_MAX)
 }
 
-fn bounded(own: &Own, samples: &[Sample], most: usize) -> String {
+fn bounded(own: Option<&Own>, samples: &[Sample], most: usize) -> String {
     let mut lines = Lines::default();
     let shown = samples.iter().take_while(|sample| {
         let room = lines.count < most;
@@ -36,7 +36,9 @@ fn bounded(own: &Own, samples: &[Sample], most: usize) -> String {
         room
     });
     let omitted = samples.len() - shown.count();
-    supervisor(&mut lines, own);
+    if let Some(own) = own {
+        supervisor(&mut lines, own);
+    }
     for (state, name) in STATES {
         let count = samples.iter().filter(|(summary, _)| summary.state == state).count();
         lines.add(Metric::Vms, &[("state", &name)], count);

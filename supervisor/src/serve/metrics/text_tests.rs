@@ -151,7 +151,7 @@ fn own() -> Own {
 
 #[test]
 fn every_family_is_written_as_the_table_says() {
-    let parsed = parse(&render(&own(), &[full("web"), full("db")]));
+    let parsed = parse(&render(Some(&own()), &[full("web"), full("db")]));
     let families: BTreeSet<&str> = parsed.keys().map(String::as_str).collect();
     assert_eq!(families, ALL.iter().map(|family| family.name).collect());
     let mut series = BTreeSet::new();
@@ -176,7 +176,7 @@ fn buckets_of_a_histogram_only_grow_and_the_last_one_is_its_count() {
     // The most that a worker can allege.
     let disk = &mut stats.guest.as_mut().unwrap().disks[0];
     disk.flush_latency = LatencyStats { le_us: vec![20, 50], counts: vec![u64::MAX; 3], sum_us: u64::MAX };
-    let parsed = parse(&render(&own(), &[(summary, stats)]));
+    let parsed = parse(&render(Some(&own()), &[(summary, stats)]));
     let (_, lines) = &parsed["vmsup_vm_disk_request_duration_seconds"];
     for (op, count) in [("read", 9.0), ("write", 9.0), ("flush", 3.0 * u64::MAX as f64)] {
         let of = |suffix: &str| {
@@ -195,7 +195,7 @@ fn buckets_of_a_histogram_only_grow_and_the_last_one_is_its_count() {
 
 #[test]
 fn a_label_says_what_it_was_given_whatever_is_in_it() {
-    let parsed = parse(&render(&own(), &[full("a\"} 1\nvmsup_jailer_up 0\\")]));
+    let parsed = parse(&render(Some(&own()), &[full("a\"} 1\nvmsup_jailer_up 0\\")]));
     let (_, lines) = &parsed["vmsup_vm_net_receive_bytes_total"];
     assert_eq!(lines[0].1.0["network"], "a\"b\\c\nd");
     assert_eq!(lines[0].1.0["vm"], "a\"} 1\nvmsup_jailer_up 0\\");
@@ -206,7 +206,7 @@ fn a_label_says_what_it_was_given_whatever_is_in_it() {
 fn a_vm_that_rests_has_no_numbers_of_a_worker() {
     let mut asked = bare("silent", VmState::Running);
     asked.1.unanswered = Some("it does not answer".into());
-    let parsed = parse(&render(&own(), &[bare("rests", VmState::Stopped), asked, full("web")]));
+    let parsed = parse(&render(Some(&own()), &[bare("rests", VmState::Stopped), asked, full("web")]));
     assert_eq!(parsed["vmsup_vm_vcpus"].1.len(), 3);
     assert_eq!(parsed["vmsup_vm_disk_errors_total"].1.len(), 1);
     assert_eq!(parsed["vmsup_worker_unanswered"].1[0].1.1, 1.0);
@@ -218,9 +218,9 @@ fn a_vm_that_rests_has_no_numbers_of_a_worker() {
 #[test]
 fn an_answer_is_bounded_and_says_how_many_vms_it_leaves_out() {
     let samples: Vec<Sample> = (0..50).map(|n| full(&format!("vm{n}"))).collect();
-    let parsed = parse(&bounded(&own(), &samples, 200));
+    let parsed = parse(&bounded(Some(&own()), &samples, 200));
     let shown = parsed["vmsup_vm_vcpus"].1.len();
     assert!((2..10).contains(&shown), "{shown}");
     assert_eq!(parsed["vmsup_vms_omitted"].1[0].1.1, (50 - shown) as f64);
-    assert_eq!(parse(&render(&own(), &samples))["vmsup_vms_omitted"].1[0].1.1, 0.0);
+    assert_eq!(parse(&render(Some(&own()), &samples))["vmsup_vms_omitted"].1[0].1.1, 0.0);
 }

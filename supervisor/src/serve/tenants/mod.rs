@@ -13,7 +13,7 @@ mod config;
 mod quota;
 
 pub use config::{Error as ConfigError, Source, Standing};
-pub use quota::{Claim, Demand, Excess, Limit, Quota};
+pub use quota::{Claim, Demand, Excess, Limit, Quota, Terms};
 
 use super::registry::Who;
 use config::Config;

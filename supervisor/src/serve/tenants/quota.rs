@@ -79,8 +79,41 @@ pub struct Quota {
     pub forwards: Vec<(u16, u16)>,
 }
 
+impl Quota {
+    /// Whether a VM of this spec may be in its networks, and have its forwards.
+    ///
+    /// # Errors
+    /// The first that it may not have. Of what there is beside that, nothing is told.
+    pub fn admits(&self, spec: &VmSpec) -> Result<(), ApiError> {
+        for (n, net) in spec.nets.iter().enumerate() {
+            let refused = |code, field: String, message| Err(ApiError { code, message, field: Some(field) });
+            let network = &net.network;
+            if !self.networks.contains(network) {
+                let message = format!("no network \"{network}\" for you; vmsup net ls shows those that you may use");
+                return refused(ErrorCode::Invalid, format!("nets[{n}].network"), message);
+            }
+            let open = |port: u16| self.forwards.iter().any(|(first, last)| (*first..=*last).contains(&port));
+            if let Some((f, forward)) = net.forwards.iter().enumerate().find(|(_, forward)| !open(forward.host)) {
+                let message =
+                    format!("you may not forward port {}; vmsup quota shows the ports that you may", forward.host);
+                return refused(ErrorCode::Forbidden, format!("nets[{n}].forwards[{f}].host"), message);
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What somebody is held to; nothing where they are the supervisor's own user, root, or an administrator.
 pub type Limit = Option<Arc<Quota>>;
+
+/// For whom a VM is made, and what they are held to.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    /// Whose it is to be.
+    pub owner: u32,
+    /// Within which quota.
+    pub limit: Limit,
+}
 
 /// The things that are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,6 +4,7 @@ use super::Actions;
 use crate::api::types::{ApiError, CreateRequest, ErrorCode, EventKind, OperationKind, UpdateRequest};
 use crate::reconcile::{Answer, Call, Step, There, Wanted};
 use crate::serve::registry::Who;
+use crate::serve::tenants::Terms;
 use crate::serve::vm::Hold;
 use crate::serve::{Context, tasks};
 use std::sync::Arc;
@@ -32,17 +33,17 @@ impl Own {
         let (context, owner) = (&self.context, self.context.host.uid);
         let begin = |kind| tasks::begin(context, kind, &step.name, owner);
         if let (Call::Create, Some(wanted)) = (call, wanted) {
-            tasks::admit(context, &wanted.spec)?;
+            tasks::admit(context, &wanted.spec, &None)?;
             let (spec, source) = (wanted.spec.clone(), Some(step.source(wanted)));
             let request = CreateRequest { spec, remove_when_ended: false, source, files: None };
-            tasks::create(context, request, owner, begin(OperationKind::Create)).await?;
+            tasks::create(context, request, Terms { owner, limit: None }, begin(OperationKind::Create)).await?;
             return Ok(Answer::Done);
         }
         let hold = step.there.as_ref().and_then(|vm| Hold::find(context, self.who(), &vm.id));
         let Some(hold) = hold else { return Ok(Answer::NoVm) };
         match (call, wanted) {
             (Call::Update, Some(wanted)) => {
-                tasks::admit(context, &wanted.spec)?;
+                tasks::admit(context, &wanted.spec, &None)?;
                 let request = UpdateRequest {
                     spec: wanted.spec.clone(),
                     source: Some(step.source(wanted)),
@@ -50,11 +51,11 @@ impl Own {
                     deadline_s: DEADLINE_S,
                     files: None,
                 };
-                return tasks::update(context, &hold, request, None, begin(OperationKind::Update))
+                return tasks::update(context, &hold, request, None, &None, begin(OperationKind::Update))
                     .await
                     .map(Answer::Updated);
             }
-            (Call::Start, _) => tasks::start(context, &hold.vm, begin(OperationKind::Start)).await?,
+            (Call::Start, _) => tasks::start(context, &hold.vm, &None, begin(OperationKind::Start)).await?,
             (Call::Look, _) => return Ok(Answer::Seen(There::from(&hold.vm.summary()))),
             (Call::Stop, _) => {
                 let patience = Duration::from_secs(DEADLINE_S.into());
