@@ -481,8 +481,8 @@ async fn one_tenants_connections_leave_room_for_others_and_for_administrators() 
         his.push(house.connect(BOB).await);
     }
     assert_eq!(house.get(OPS, "/v1/vms").await.status, 200);
-    drop((hers, his));
     // Followers, too.
+    let house = House::new();
     let follow = b"GET /v1/events?follow=true HTTP/1.1\r\nhost: x\r\n\r\n";
     let mut followers = Vec::new();
     loop {
