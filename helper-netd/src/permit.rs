@@ -4,7 +4,7 @@
 //! |---|---|
 //! | Lease | whom the network's `users` or `groups` name; what is forwarded and how many is checked with it |
 //! | Release | the uid that has the lease |
-//! | Networks, Leases | anyone, about themselves |
+//! | Networks, Leases, Traffic | anyone, about themselves |
 //! | Status | anyone; it says nothing of anyone |
 
 use crate::leases::Book;
@@ -24,7 +24,7 @@ fn need(request: &Request) -> Need<'_> {
     match request {
         Request::Lease(wanted) => Need::Network(&wanted.network),
         Request::Release { lease } => Need::Lease(*lease),
-        Request::Networks | Request::Leases { .. } | Request::Status => Need::Nothing,
+        Request::Networks | Request::Leases { .. } | Request::Traffic { .. } | Request::Status => Need::Nothing,
     }
 }
 
@@ -80,6 +80,7 @@ mod tests {
             (&Request::Status, &mallory, Ok(())),
             (&Request::Networks, &mallory, Ok(())),
             (&Request::Leases { after: LeaseId(0) }, &mallory, Ok(())),
+            (&Request::Traffic { after: LeaseId(0) }, &mallory, Ok(())),
         ] {
             assert_eq!(permit(request, caller, &networks, &book), answer, "{request:?} by {}", caller.uid);
         }

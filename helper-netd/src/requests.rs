@@ -6,8 +6,8 @@ use crate::netd::Netd;
 use crate::ops::Ops;
 use crate::permit::{self, Caller, permit};
 use netd_api::{
-    FORWARDS_MAX, Lease, LeaseId, LeaseInfo, NETWORK_NAME_MAX, NetworkInfo, PAGE, QUEUES_MAX, Refusal, Reply, Request,
-    Status, Wanted,
+    FORWARDS_MAX, Flow, Lease, LeaseId, LeaseInfo, NETWORK_NAME_MAX, NetworkInfo, PAGE, QUEUES_MAX, Refusal, Reply,
+    Request, Status, Traffic, Wanted,
 };
 use std::os::fd::OwnedFd;
 
@@ -33,6 +33,7 @@ impl<O: Ops> Netd<O> {
             Request::Networks => self.networks_of(caller),
             Request::Leases { after } => self.leases_of(caller, *after),
             Request::Status => self.status(),
+            Request::Traffic { after } => self.traffic_of(caller, *after),
         };
         Ok((reply, Vec::new()))
     }
@@ -111,12 +112,27 @@ impl<O: Ops> Netd<O> {
         Reply::Networks(self.networks.iter().filter(|n| n.who.includes(caller)).map(|n| info(n)).collect())
     }
 
-    fn leases_of(&self, caller: &Caller, after: LeaseId) -> Reply {
+    /// A page of the caller's leases.
+    fn page(&self, caller: &Caller, after: LeaseId) -> Vec<(&Port, &Holder)> {
         let own = self.book.leases().filter(|(_, h)| h.uid == caller.uid && h.id > after);
-        let mut own: Vec<LeaseInfo> = own.map(|(port, holder)| info(port, holder)).collect();
-        own.sort_by_key(|l| l.id);
+        let mut own: Vec<(&Port, &Holder)> = own.collect();
+        own.sort_by_key(|(_, holder)| holder.id);
         own.truncate(PAGE);
-        Reply::Leases(own)
+        own
+    }
+
+    fn leases_of(&self, caller: &Caller, after: LeaseId) -> Reply {
+        Reply::Leases(self.page(caller, after).into_iter().map(|(port, holder)| info(port, holder)).collect())
+    }
+
+    fn traffic_of(&mut self, caller: &Caller, after: LeaseId) -> Reply {
+        let page: Vec<(LeaseId, u32)> = self.page(caller, after).iter().map(|(port, h)| (h.id, port.index)).collect();
+        let counted = page.into_iter().map(|(id, index)| match self.ops.traffic(index) {
+            Ok((sent, received)) => Traffic { id, sent, received },
+            // It is going; its lease ends with the event that says so. Told as nothing, so that a full page stays one.
+            Err(_) => Traffic { id, sent: Flow::default(), received: Flow::default() },
+        });
+        Reply::Traffic(counted.collect())
     }
 
     fn status(&mut self) -> Reply {

@@ -1,7 +1,7 @@
 //! VMs and their leases: what they hold, what they are refused, and what becomes of them on bad days.
 
 use netd_api::LeaseId;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::net::Ipv4Addr;
 use vmsup_tests::connected::{both, net_guest, owner, plain, started, stats};
 use vmsup_tests::host::{Host, children};
@@ -76,6 +76,11 @@ fn netd_dies_and_comes_back_while_guests_talk() {
     assert!(stats(&host, "web")["sent_packets"] > 0, "its worker tells, netd is not asked");
     net.run();
     assert!(net.inside.ping(address, 1472) && fetch(&net.outside, UPLINK, 8080).is_some());
+    // What the kernel counted is told by netd, whoever it is by now.
+    let told: Value = serde_json::from_str(&host.vmsup(&["stats", "--json", "web"]).ok()).unwrap();
+    let interface = &told[0]["interfaces"][0];
+    assert!(interface["sent_packets"].as_u64().is_some_and(|n| n > 0), "{told}");
+    assert!(interface["received_bytes"].as_u64().is_some_and(|n| n > 0), "{told}");
     let leases = host.vmsup(&["net", "leases"]).ok();
     assert!(leases.contains("web") && leases.contains(&address.to_string()), "{leases}");
     // The next start finds it again, and quotas still count.

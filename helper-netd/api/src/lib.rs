@@ -75,6 +75,11 @@ pub enum Request {
     },
     /// How netd is. Answered by `Status`.
     Status,
+    /// What the kernel counted on the interfaces of the same leases as of `Leases`. Answered by `Traffic`.
+    Traffic {
+        /// The last one that is known; 0 for the first page.
+        after: LeaseId,
+    },
 }
 
 impl ipc::Message for Request {
@@ -115,6 +120,8 @@ pub enum Reply {
     Status(Status),
     /// Nothing was done.
     Refused(Refusal),
+    /// In the order of their numbers; nothing was counted of an interface that is just going.
+    Traffic(Vec<Traffic>),
 }
 
 impl ipc::Message for Reply {
@@ -194,6 +201,28 @@ pub struct LeaseInfo {
     pub address: Ipv4Addr,
     /// At most [`FORWARDS_MAX`].
     pub forwards: Vec<Forward>,
+}
+
+/// What the kernel counted on the interface of a lease of the caller's, since the interface was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Its number.
+    pub id: LeaseId,
+    /// From the guest.
+    pub sent: Flow,
+    /// To the guest.
+    pub received: Flow,
+}
+
+/// One way of an interface.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flow {
+    /// Packets.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Packets that the interface dropped: its queue was full, or they were none. What the rules drop is not among them.
+    pub dropped: u64,
 }
 
 /// How netd is. What concerns a single uid is not in it.

@@ -37,6 +37,31 @@ fn leases_are_told_in_pages() {
 }
 
 #[test]
+fn what_interfaces_counted_is_told_to_who_has_their_leases_in_the_same_pages() {
+    let mut host = with(vec![Network { leases: 100, ..plain() }]);
+    let (_other, _held) = host.lease(2000);
+    let held: Vec<_> = (0..40).map(|_| host.lease(1000)).collect();
+    let ask = |host: &mut Host, uid, after| match host.netd.answer(&caller(uid), &Request::Traffic { after }).0 {
+        Reply::Traffic(page) => page,
+        other => panic!("{other:?}"),
+    };
+    let first = ask(&mut host, 1000, LeaseId(0));
+    let rest = ask(&mut host, 1000, first.last().unwrap().id);
+    assert_eq!((first.len(), rest.len()), (netd_api::PAGE, 40 - netd_api::PAGE));
+    let told: Vec<_> = first.iter().chain(&rest).map(|traffic| traffic.id).collect();
+    assert_eq!(told, held.iter().map(|(lease, _)| lease.id).collect::<Vec<_>>());
+    for traffic in first.iter().chain(&rest) {
+        assert!(traffic.sent.packets > 0 && traffic.received.packets == 2 * traffic.sent.packets, "{traffic:?}");
+    }
+    assert_eq!(ask(&mut host, 3000, LeaseId(0)), []);
+    // One that is just going.
+    host.kernel.world().failing.insert("traffic", 1);
+    let page = ask(&mut host, 1000, LeaseId(0));
+    assert_eq!((page.len(), page[0].sent.packets), (netd_api::PAGE, 0));
+    assert!(page[1].sent.packets > 0);
+}
+
+#[test]
 fn the_largest_replies_fit_their_frame() {
     let wide = |n: u8| {
         let (name, bridge) = (format!("{n:02}{}", "x".repeat(29)), format!("br{n:013}"));
@@ -52,7 +77,12 @@ fn the_largest_replies_fit_their_frame() {
         let asked = Wanted { forwards: forwards.collect(), vm: netd_api::VmId(u64::MAX), ..wanted(&name) };
         held.push(host.ask(1000, asked).unwrap());
     }
-    for request in [Request::Networks, Request::Leases { after: LeaseId(0) }, Request::Status] {
+    for request in [
+        Request::Networks,
+        Request::Leases { after: LeaseId(0) },
+        Request::Status,
+        Request::Traffic { after: LeaseId(0) },
+    ] {
         let reply = host.netd.answer(&caller(1000), &request).0;
         let bytes = ipc::codec::encode(&reply, <Reply as ipc::Message>::MAX_BYTES);
         assert!(bytes.is_ok(), "{request:?}: {:?}", bytes.map(|b| b.len()));

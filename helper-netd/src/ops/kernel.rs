@@ -5,6 +5,7 @@ use super::link::Links;
 use super::nft::Rules;
 use super::{Bridge, Element, IfName, Link, LinkEvent, Mac, Ops, OpsError, Tap, failed};
 use crate::sys::{self, TunOption};
+use netd_api::Flow;
 use rustix::fs::{CWD, Mode, OFlags};
 use std::io;
 use std::net::Ipv4Addr;
@@ -86,6 +87,10 @@ impl Ops for Kernel {
 
     fn links(&mut self) -> Result<Vec<Link>, OpsError> {
         self.links.all()
+    }
+
+    fn traffic(&mut self, index: u32) -> Result<(Flow, Flow), OpsError> {
+        self.links.traffic(index)
     }
 
     fn elements(&mut self) -> Result<Vec<Element>, OpsError> {

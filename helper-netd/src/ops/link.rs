@@ -2,8 +2,9 @@
 //! linux/if_link.h.
 
 use super::{Bridge, IfName, Link, LinkEvent, Mac, OpsError, Tun, failed};
-use crate::netlink::{Attrs, Error, Message, Received, Socket, read_u32, text};
+use crate::netlink::{Attrs, Error, Message, Received, Socket, read_u32, read_u64, text};
 use libc::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE};
+use netd_api::Flow;
 use std::collections::VecDeque;
 use std::io;
 
@@ -33,6 +34,8 @@ mod uapi {
     pub const NETCONF_ALL: i32 = -1;
     /// Statistics are not wanted: they are most of an answer.
     pub const SKIP_STATS: u32 = 8;
+    /// if_link.h: IFLA_STATS64.
+    pub const STATS64: u16 = 23;
 }
 
 /// Bytes of `struct ifinfomsg`.
@@ -187,6 +190,17 @@ impl Links {
             .attr(libc::IFLA_EXT_MASK, &uapi::SKIP_STATS.to_ne_bytes());
         let replies = self.requests.request(&[message]).map_err(failed(|| "listing interfaces".into()))?;
         Ok(replies.iter().filter_map(link_of).collect())
+    }
+
+    pub(super) fn traffic(&mut self, index: u32) -> Result<(Flow, Flow), OpsError> {
+        let what = || format!("what interface {index} counted");
+        let message = link_message(libc::RTM_GETLINK, NLM_F_ACK, index, 0, 0);
+        let replies = self.requests.request(&[message]).map_err(failed(what))?;
+        let stats = replies.iter().find_map(|reply| reply.attrs(IFINFO).get(uapi::STATS64));
+        // struct rtnl_link_stats64: packets, bytes, errors, drops, each as received by the host and then as sent.
+        let number = |n: usize| read_u64(stats?, 8 * n);
+        let flow = |way| Some(Flow { packets: number(way)?, bytes: number(2 + way)?, dropped: number(6 + way)? });
+        flow(0).zip(flow(1)).ok_or_else(|| failed(what)(io::Error::from_raw_os_error(libc::EPROTO).into()))
     }
 
     pub(super) fn ip_forward(&mut self) -> Result<bool, OpsError> {

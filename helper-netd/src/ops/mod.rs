@@ -13,6 +13,7 @@ pub(crate) mod tests;
 pub use kernel::Kernel;
 
 use crate::netlink;
+use netd_api::Flow;
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -300,6 +301,9 @@ pub trait Ops {
 
     /// Chains at the forward hook that are not ours and drop what they do not know, `ip filter FORWARD`; at most `most`.
     fn dropping_chains(&mut self, most: usize) -> Result<Vec<String>, OpsError>;
+
+    /// What came from the guest through this port, and what went to it.
+    fn traffic(&mut self, index: u32) -> Result<(Flow, Flow), OpsError>;
 
     /// `net.ipv4.ip_forward`.
     fn ip_forward(&mut self) -> Result<bool, OpsError>;

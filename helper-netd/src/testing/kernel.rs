@@ -2,6 +2,7 @@
 
 use super::OWN;
 use crate::ops::{Bridge, Element, IfName, Link, LinkEvent, Mac, Ops, OpsError, Tap, Tun};
+use netd_api::Flow;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use std::cell::{RefCell, RefMut};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -259,6 +260,13 @@ impl Ops for FakeKernel {
     fn links(&mut self) -> Result<Vec<Link>, OpsError> {
         self.world().dumps += 1;
         Ok(self.world().links.values().map(|l| l.link.clone()).collect())
+    }
+
+    /// Port n has sent n packets and received 2 n.
+    fn traffic(&mut self, index: u32) -> Result<(Flow, Flow), OpsError> {
+        self.fails("traffic")?;
+        let flow = |n: u64| Flow { packets: n, bytes: 100 * n, dropped: n / 2 };
+        Ok((flow(u64::from(index)), flow(2 * u64::from(index))))
     }
 
     fn elements(&mut self) -> Result<Vec<Element>, OpsError> {

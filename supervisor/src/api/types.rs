@@ -8,7 +8,8 @@ mod stats;
 
 pub use quota::{Allowed, Amounts, QuotaInfo};
 pub use stats::{
-    CgroupStats, DiskStats, GuestStats, LatencyStats, Pressure, ProcessStats, VcpuExits, VcpuTime, VmStats,
+    CgroupStats, DiskStats, GuestStats, InterfaceStats, LatencyStats, Pressure, ProcessStats, VcpuExits, VcpuTime,
+    VmStats,
 };
 
 /// A VM as `ls` shows it.

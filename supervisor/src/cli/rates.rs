@@ -187,6 +187,7 @@ mod tests {
                 disks: vec![disk, write],
                 nets: vec![net],
             }),
+            interfaces: None,
             unanswered: None,
         }
     }

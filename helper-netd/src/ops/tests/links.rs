@@ -68,6 +68,27 @@ fn the_kernel_completes_no_checksum_after_the_rules_have_judged_a_frame() {
 }
 
 #[test]
+fn what_a_port_counted_is_told_by_way_of_the_guest() {
+    in_namespace("what_a_port_counted_is_told_by_way_of_the_guest", |mut kernel| {
+        load_rules();
+        let bridge = vmsup0(&mut kernel);
+        let guest = Guest::new(&mut kernel, 1, bridge, false, Ipv4Addr::new(10, 77, 0, 2));
+        meet_host(&guest, GATEWAY);
+        let (sent, received) = kernel.traffic(guest.index).unwrap();
+        let frame = Arp::request(guest.mac, guest.address).to(GATEWAY).from(guest.mac);
+        for _ in 0..10 {
+            guest.send(&frame);
+        }
+        let (then, back) = kernel.traffic(guest.index).unwrap();
+        assert_eq!(then.packets - sent.packets, 10);
+        assert_eq!(then.bytes - sent.bytes, 10 * frame.len() as u64);
+        assert!(back.packets >= received.packets.max(1) && then.dropped == 0, "{back:?} {then:?}");
+        kernel.delete_link(guest.index).unwrap();
+        assert!(kernel.traffic(guest.index).is_err());
+    });
+}
+
+#[test]
 fn a_name_that_is_there_is_not_attached_to() {
     in_namespace("a_name_that_is_there_is_not_attached_to", |mut kernel| {
         run("ip tuntap add vt1 mode tap");

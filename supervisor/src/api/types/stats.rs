@@ -27,9 +27,33 @@ pub struct VmStats {
     /// What its worker counted: the word of a process that is not trusted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest: Option<GuestStats>,
+    /// Its network interfaces as the host's kernel counted them, in the order of its file; none where netd does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interfaces: Option<Vec<InterfaceStats>>,
     /// Why a worker that is there told nothing: one sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unanswered: Option<String>,
+}
+
+/// A network interface as the host's kernel counted it, from its making on. Received is what went to the guest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct InterfaceStats {
+    /// Its network.
+    pub network: String,
+    /// Its name.
+    pub interface: String,
+    /// Packets that went to the guest.
+    pub received_packets: u64,
+    /// Their bytes.
+    pub received_bytes: u64,
+    /// Packets for the guest that the interface dropped: its worker did not take them in time.
+    pub received_dropped: u64,
+    /// Packets that came from the guest, those that the rules then dropped included.
+    pub sent_packets: u64,
+    /// Their bytes.
+    pub sent_bytes: u64,
+    /// Packets from the guest that the interface dropped.
+    pub sent_dropped: u64,
 }
 
 /// A worker as `/proc` shows it.

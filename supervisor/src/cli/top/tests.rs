@@ -61,6 +61,7 @@ fn stats(vm: &VmSummary, n: u64, busy: u64) -> VmStats {
             disks: vec![disk],
             nets: vec![net],
         }),
+        interfaces: None,
         unanswered: None,
     }
 }

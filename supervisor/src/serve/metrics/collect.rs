@@ -4,9 +4,11 @@ use super::super::vm::{Ask, Vm};
 use super::super::{Context, nets};
 use super::proc::{self, Which};
 use crate::api::types::{
-    CgroupStats, DiskStats, GuestStats, HealthState, LatencyStats, ProcessStats, VcpuExits, VmInfo, VmState, VmStats,
-    VmSummary,
+    CgroupStats, DiskStats, GuestStats, HealthState, InterfaceStats, LatencyStats, ProcessStats, VcpuExits, VmInfo,
+    VmNet, VmState, VmStats, VmSummary,
 };
+use netd_api::Traffic;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Semaphore, oneshot};
@@ -34,7 +36,7 @@ pub async fn collect(context: &Arc<Context>, vms: Vec<Arc<Vm>>) -> Vec<Sample> {
         }
     }
     let looking = tokio::time::timeout(deadline, look(&infos, context.metrics.readers.clone()));
-    let (looked, ()) = tokio::join!(looking, async {
+    let (looked, interfaces, ()) = tokio::join!(looking, interfaces(context, &infos), async {
         while let Some(answer) = asking.join_next().await {
             if let Ok((n, answer)) = answer {
                 counted[n] = Some(answer.and_then(|stats| guest(&infos[n], &stats)));
@@ -43,7 +45,40 @@ pub async fn collect(context: &Arc<Context>, vms: Vec<Arc<Vm>>) -> Vec<Sample> {
     });
     let looked = looked.unwrap_or_default();
     let told = looked.into_iter().chain(std::iter::repeat_with(|| None)).zip(counted);
-    infos.into_iter().zip(told).map(|(info, (looked, counted))| sample(info, at_ms, looked, counted)).collect()
+    let sample = |(info, (looked, counted)): (VmInfo, _)| {
+        let interfaces = interfaces.as_ref().map(|counted| interfaces_of(&info, counted));
+        let interfaces = interfaces.filter(|all| !all.is_empty());
+        sample(info, at_ms, interfaces, looked, counted)
+    };
+    infos.into_iter().zip(told).map(sample).collect()
+}
+
+/// What netd has of the interfaces of all leases, by lease; none where no VM has one, or where netd does not say.
+async fn interfaces(context: &Context, infos: &[VmInfo]) -> Option<HashMap<u64, Traffic>> {
+    if infos.iter().all(|info| info.summary.nets.is_empty() || !has_guest(info)) {
+        return None;
+    }
+    let counted = tokio::time::timeout(context.deadlines.stats, context.netd.traffic()).await.ok()?;
+    let counted =
+        counted.inspect_err(|error| tracing::debug!(%error, "netd does not say what interfaces counted")).ok()?;
+    Some(counted.into_iter().map(|traffic| (traffic.id.0, traffic)).collect())
+}
+
+fn interfaces_of(info: &VmInfo, counted: &HashMap<u64, Traffic>) -> Vec<InterfaceStats> {
+    let of = |net: &VmNet| {
+        let Traffic { sent, received, .. } = counted.get(&net.lease)?;
+        Some(InterfaceStats {
+            network: net.network.clone(),
+            interface: net.interface.clone(),
+            received_packets: received.packets,
+            received_bytes: received.bytes,
+            received_dropped: received.dropped,
+            sent_packets: sent.packets,
+            sent_bytes: sent.bytes,
+            sent_dropped: sent.dropped,
+        })
+    };
+    info.summary.nets.iter().filter(|_| has_guest(info)).filter_map(of).collect()
 }
 
 /// There is a worker, and it was given its VM.
@@ -129,7 +164,13 @@ fn latency(latency: &Latency) -> LatencyStats {
     LatencyStats { le_us: LATENCY_BUCKET_US.into(), counts: latency.buckets.into(), sum_us: latency.sum_us }
 }
 
-fn sample(info: VmInfo, at_ms: u64, looked: Looked, counted: Option<Result<GuestStats, String>>) -> Sample {
+fn sample(
+    info: VmInfo,
+    at_ms: u64,
+    interfaces: Option<Vec<InterfaceStats>>,
+    looked: Looked,
+    counted: Option<Result<GuestStats, String>>,
+) -> Sample {
     let (process, cgroup) = looked.unzip();
     let (guest, unanswered) = match counted {
         Some(Ok(guest)) => (Some(guest), None),
@@ -146,6 +187,7 @@ fn sample(info: VmInfo, at_ms: u64, looked: Looked, counted: Option<Result<Guest
         process,
         cgroup: cgroup.flatten(),
         guest,
+        interfaces,
         unanswered,
     };
     (summary, stats)

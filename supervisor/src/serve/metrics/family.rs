@@ -94,6 +94,11 @@ metrics! {
     VmNetSentBytes "vmsup_vm_net_transmit_bytes_total" Counter ["net", "network"] "Bytes that the guest sent into the network.";
     VmNetSentPackets "vmsup_vm_net_transmit_packets_total" Counter ["net", "network"] "Packets that the guest sent into the network.";
     VmNetDropped "vmsup_vm_net_dropped_packets_total" Counter ["net", "network", "reason"] "Packets that its worker dropped, by reason; reasons with none are left out.";
+    VmInterfaceReceivedBytes "vmsup_vm_interface_receive_bytes_total" Counter ["interface", "network"] "Bytes that went to the guest, as the host's kernel counted them.";
+    VmInterfaceReceivedPackets "vmsup_vm_interface_receive_packets_total" Counter ["interface", "network"] "Packets that went to the guest, as the host's kernel counted them.";
+    VmInterfaceSentBytes "vmsup_vm_interface_transmit_bytes_total" Counter ["interface", "network"] "Bytes that came from the guest, as the host's kernel counted them.";
+    VmInterfaceSentPackets "vmsup_vm_interface_transmit_packets_total" Counter ["interface", "network"] "Packets that came from the guest, as the host's kernel counted them.";
+    VmInterfaceDropped "vmsup_vm_interface_dropped_packets_total" Counter ["interface", "network", "way"] "Packets that the host's interface dropped, by way: receive (to the guest) or transmit.";
     VmCgroupCpu "vmsup_vm_cgroup_cpu_seconds_total" Counter [] "Processor time, as its cgroup counts it.";
     VmCgroupPeriods "vmsup_vm_cgroup_periods_total" Counter [] "Periods of its CPU limit that have passed.";
     VmCgroupThrottledPeriods "vmsup_vm_cgroup_throttled_periods_total" Counter [] "Periods in which its CPU limit held it back.";

@@ -1,8 +1,9 @@
 //! Collecting from workers that answer, that do not, and that lie.
 
 use super::*;
-use crate::api::types::VmStats;
-use crate::serve::testing::{Bench, FakeVm, request, spec, terms};
+use crate::api::types::{InterfaceStats, VmStats};
+use crate::serve::testing::netd::NetAct;
+use crate::serve::testing::{Bench, FakeVm, request, spec, spec_in, terms};
 use worker_api::{NetCounters, Reply, Stats, VcpuCounters};
 
 async fn running(bench: &Bench, name: &str) -> (Arc<Vm>, FakeVm) {
@@ -113,4 +114,35 @@ async fn a_worker_that_stood_still_for_many_questions_is_told_of_again_when_it_g
     }
     assert!(told);
     fake.exit(0);
+}
+
+#[tokio::test]
+async fn what_the_kernel_counted_on_interfaces_is_told_whatever_the_worker_says() {
+    let bench = Bench::new();
+    let netd = bench.netd();
+    let (spec_of, stats) = (|name| spec_in(name, &["blue", "green"]), |nets| Stats { nets, ..Default::default() });
+    let vm = Vm::create(&bench.context, request(spec_of("web")), terms()).unwrap().until_running().await.unwrap();
+    let fake = bench.started().await;
+    // It speaks of one of two.
+    let lie = stats(vec![NetCounters::default()]);
+    let told = while_it_says(&bench, &vm, &fake, Reply::Stats(Box::new(lie))).await;
+    assert!(told.guest.is_none() && told.unanswered.is_some());
+    let interfaces = told.interfaces.unwrap();
+    let shown = |i: &InterfaceStats| (i.network.clone(), i.interface.clone(), i.sent_packets, i.received_packets);
+    let two = [("blue".to_owned(), "vt1".to_owned(), 1, 2), ("green".to_owned(), "vt2".to_owned(), 2, 4)];
+    assert_eq!(interfaces.iter().map(shown).collect::<Vec<_>>(), two);
+    // netd that does not answer, or what cannot be, is left out, and costs nothing else.
+    let page = |_: &netd_api::Request| netd_api::Reply::Traffic(vec![traffic(2), traffic(1)]);
+    for act in [NetAct::HangUp, NetAct::OldRelease, NetAct::Invent(page)] {
+        netd.acts(act);
+        let good = stats(vec![NetCounters::default(); 2]);
+        let told = while_it_says(&bench, &vm, &fake, Reply::Stats(Box::new(good))).await;
+        assert_eq!((told.interfaces, told.guest.unwrap().nets.len()), (None, 2));
+    }
+    netd.acts(NetAct::Good);
+    fake.exit(0);
+}
+
+fn traffic(id: u64) -> netd_api::Traffic {
+    netd_api::Traffic { id: netd_api::LeaseId(id), sent: Default::default(), received: Default::default() }
 }

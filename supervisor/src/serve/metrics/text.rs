@@ -4,7 +4,7 @@ use super::Own;
 use super::collect::Sample;
 use super::family::{ALL, Kind, Metric, VM_LABELS};
 use crate::api::types::{
-    CgroupStats, DiskStats, GuestStats, HealthState, LatencyStats, ProcessStats, VmState, VmSummary,
+    CgroupStats, DiskStats, GuestStats, HealthState, InterfaceStats, LatencyStats, ProcessStats, VmState, VmSummary,
 };
 use std::fmt::{Display, Write};
 
@@ -156,6 +156,9 @@ fn vm(lines: &mut Lines, (summary, stats): &Sample) {
     if let Some(guest) = &stats.guest {
         counted(lines, guest);
     }
+    for interface in stats.interfaces.iter().flatten() {
+        ways(lines, interface);
+    }
     if let Some(cgroup) = &stats.cgroup {
         limits(lines, cgroup);
     }
@@ -210,6 +213,17 @@ fn counted(lines: &mut Lines, guest: &GuestStats) {
         for (reason, count) in &net.dropped {
             lines.add(Metric::VmNetDropped, &[labels[0], labels[1], ("reason", reason)], count);
         }
+    }
+}
+
+fn ways(lines: &mut Lines, interface: &InterfaceStats) {
+    let labels: [Label<'_>; 2] = [("interface", &interface.interface), ("network", &interface.network)];
+    lines.add(Metric::VmInterfaceReceivedBytes, &labels, interface.received_bytes);
+    lines.add(Metric::VmInterfaceReceivedPackets, &labels, interface.received_packets);
+    lines.add(Metric::VmInterfaceSentBytes, &labels, interface.sent_bytes);
+    lines.add(Metric::VmInterfaceSentPackets, &labels, interface.sent_packets);
+    for (way, count) in [("receive", interface.received_dropped), ("transmit", interface.sent_dropped)] {
+        lines.add(Metric::VmInterfaceDropped, &[labels[0], labels[1], ("way", &way)], count);
     }
 }
 

@@ -1,7 +1,7 @@
 //! The text held against the format's rules by a parser of its own, which takes nothing that the format does not say.
 
 use super::*;
-use crate::api::types::{Desired, NetStats, Pressure, VcpuExits, VcpuTime, VmStats};
+use crate::api::types::{Desired, InterfaceStats, NetStats, Pressure, VcpuExits, VcpuTime, VmStats};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A line: its labels, its value.
@@ -113,6 +113,7 @@ fn bare(name: &str, state: VmState) -> Sample {
         process: None,
         cgroup: None,
         guest: None,
+        interfaces: None,
         unanswered: None,
     };
     (summary(name, state), stats)
@@ -122,6 +123,8 @@ fn bare(name: &str, state: VmState) -> Sample {
 fn full(name: &str) -> Sample {
     let (mut summary, mut stats) = bare(name, VmState::Running);
     summary.health = Some(HealthState::Hung("stands still".into()));
+    let interface = InterfaceStats { network: "default".into(), interface: "vt1".into(), ..Default::default() };
+    stats.interfaces = Some(vec![interface]);
     let time = VcpuTime { run_ns: 1_500_000_000, steal_ns: 7 };
     stats.process = Some(ProcessStats { user_us: 10, threads: 5, vcpus: vec![time; 2], ..Default::default() });
     stats.cgroup = Some(CgroupStats {

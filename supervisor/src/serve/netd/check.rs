@@ -2,7 +2,8 @@
 
 use super::NetdError;
 use netd_api::{
-    DNS_MAX, FORWARDS_MAX, Lease, LeaseId, LeaseInfo, NETWORK_NAME_MAX, NETWORKS_MAX, NetworkInfo, PAGE, Wanted,
+    DNS_MAX, FORWARDS_MAX, Lease, LeaseId, LeaseInfo, NETWORK_NAME_MAX, NETWORKS_MAX, NetworkInfo, PAGE, Traffic,
+    Wanted,
 };
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, major, minor};
 use std::net::Ipv4Addr;
@@ -90,15 +91,9 @@ pub fn networks(networks: Vec<NetworkInfo>) -> Result<Vec<NetworkInfo>, NetdErro
 ///
 /// # Errors
 /// [`NetdError::Confused`].
-pub fn leases(page: Vec<LeaseInfo>, mut after: LeaseId) -> Result<Vec<LeaseInfo>, NetdError> {
-    if page.len() > PAGE {
-        return confused(format!("{} leases in one page", page.len()));
-    }
+pub fn leases(page: Vec<LeaseInfo>, after: LeaseId) -> Result<Vec<LeaseInfo>, NetdError> {
+    page_of(&page, after, |info| info.id)?;
     for info in &page {
-        if info.id <= after {
-            return confused("leases out of order");
-        }
-        after = info.id;
         network(&info.network)?;
         interface(&info.interface)?;
         mac(info.mac)?;
@@ -107,6 +102,28 @@ pub fn leases(page: Vec<LeaseInfo>, mut after: LeaseId) -> Result<Vec<LeaseInfo>
         }
     }
     Ok(page)
+}
+
+/// A page of what the caller's interfaces counted.
+///
+/// # Errors
+/// [`NetdError::Confused`].
+pub fn traffic(page: Vec<Traffic>, after: LeaseId) -> Result<Vec<Traffic>, NetdError> {
+    page_of(&page, after, |traffic| traffic.id)?;
+    Ok(page)
+}
+
+fn page_of<T>(page: &[T], mut after: LeaseId, id: impl Fn(&T) -> LeaseId) -> Result<(), NetdError> {
+    if page.len() > PAGE {
+        return confused(format!("{} leases in one page", page.len()));
+    }
+    for lease in page {
+        if id(lease) <= after {
+            return confused("leases out of order");
+        }
+        after = id(lease);
+    }
+    Ok(())
 }
 
 fn network(name: &str) -> Result<(), NetdError> {

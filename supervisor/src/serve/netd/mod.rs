@@ -20,7 +20,7 @@ mod tests;
 pub use connection::NetdError;
 
 use connection::Connection;
-use netd_api::{LeaseId, LeaseInfo, NetworkInfo, Refusal, Reply, Request, Wanted};
+use netd_api::{LeaseId, LeaseInfo, NetworkInfo, Refusal, Reply, Request, Traffic, Wanted};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -166,14 +166,37 @@ impl Netd {
     /// # Errors
     /// As [`Netd::networks`].
     pub async fn leases(&self) -> Result<Vec<LeaseInfo>, NetdError> {
+        let page = |reply, after| match reply {
+            Reply::Leases(page) => check::leases(page, after),
+            other => Err(unfit(other)),
+        };
+        self.pages(|after| Request::Leases { after }, page, |lease| lease.id).await
+    }
+
+    /// What the kernel counted on the interfaces of the leases of this supervisor's user, in the order of their numbers.
+    ///
+    /// # Errors
+    /// As [`Netd::networks`].
+    pub async fn traffic(&self) -> Result<Vec<Traffic>, NetdError> {
+        let page = |reply, after| match reply {
+            Reply::Traffic(page) => check::traffic(page, after),
+            other => Err(unfit(other)),
+        };
+        self.pages(|after| Request::Traffic { after }, page, |traffic| traffic.id).await
+    }
+
+    /// Asks on until a page is not full.
+    async fn pages<T>(
+        &self,
+        ask: impl Fn(LeaseId) -> Request,
+        check: impl Fn(Reply, LeaseId) -> Result<Vec<T>, NetdError>,
+        id: impl Fn(&T) -> LeaseId,
+    ) -> Result<Vec<T>, NetdError> {
         let mut connection = self.way.connect().await?;
-        let mut all: Vec<LeaseInfo> = Vec::new();
+        let mut all: Vec<T> = Vec::new();
         loop {
-            let after = all.last().map_or(LeaseId(0), |last| last.id);
-            let page = match connection.ask(&Request::Leases { after }).await?.0 {
-                Reply::Leases(page) => check::leases(page, after)?,
-                other => return Err(unfit(other)),
-            };
+            let after = all.last().map_or(LeaseId(0), &id);
+            let page = check(connection.ask(&ask(after)).await?.0, after)?;
             let full = page.len() == netd_api::PAGE;
             all.extend(page);
             if !full {

@@ -2,7 +2,9 @@
 //! copies of `/dev/null`.
 
 use ipc::Channel;
-use netd_api::{Lease, LeaseId, LeaseInfo, NAME, NetworkInfo, PAGE, Refusal, Reply, Request, VERSION, Wanted};
+use netd_api::{
+    Flow, Lease, LeaseId, LeaseInfo, NAME, NetworkInfo, PAGE, Refusal, Reply, Request, Traffic, VERSION, Wanted,
+};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -149,6 +151,12 @@ impl Peer {
                 },
                 (Request::Networks, _) => (Reply::Networks(vec![network()]), Vec::new()),
                 (Request::Leases { after }, _) => (Reply::Leases(self.page(*after)), Vec::new()),
+                // Lease n has sent n packets and received 2 n.
+                (Request::Traffic { after }, _) => {
+                    let flow = |n| Flow { packets: n, bytes: 100 * n, dropped: 0 };
+                    let traffic = |id: LeaseId| Traffic { id, sent: flow(id.0), received: flow(2 * id.0) };
+                    (Reply::Traffic(self.page(*after).iter().map(|lease| traffic(lease.id)).collect()), Vec::new())
+                }
                 (Request::Status, _) => panic!("nobody asks for it here"),
             };
             let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
