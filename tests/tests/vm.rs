@@ -35,6 +35,18 @@ fn run_leaves_with_1_and_the_reason_when_the_guest_crashes() {
 }
 
 #[test]
+fn run_of_a_vm_that_is_started_again_ends_with_its_first_run_and_says_so() {
+    let host = host();
+    let spec = json!({ "name": "a", "cpus": 1, "memory_mib": 32, "boot": { "builtin": "hello" }, "restart": "always" });
+    let ran = host.vmsup(&["run", &host.file("a", &spec)]);
+    assert_eq!((ran.out.as_str(), ran.status), ("HELLOGUEST\n", Some(0)), "{ran:?}");
+    assert!(ran.err.contains("started again") && ran.err.contains("vmsup console a"), "{ran:?}");
+    eventually("its restart", || host.inspect("a")["restarts"].as_u64() > Some(0));
+    host.vmsup(&["kill", "a"]);
+    host.remove(&["a"]);
+}
+
+#[test]
 fn every_vcpu_runs() {
     let host = host();
     let mut spec = json!({ "name": "smp", "cpus": 4, "memory_mib": 32 });

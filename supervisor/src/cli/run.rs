@@ -3,15 +3,17 @@
 //! The path to the guest's first byte is the shortest there is: one connection, on which the answer to the start is
 //! followed by the console from byte 0. All else (waiting for the end, stopping) comes on connections of its own, later.
 
-use super::acts::{How, ended};
-use super::client::{Api, Client};
+use super::acts::{How, ended, rests};
+use super::client::{Api, Client, vm_target};
 use super::failure::{FAILED, Failure, notice};
 use super::keys::Keys;
+use super::sanitize::line;
 use super::session::{self, Ended, Flow, Interrupt, Options};
 use super::terminal;
 use super::vms::{create, signals};
 use std::path::Path;
 use vmsup::api::types::{EndKind, VmInfo};
+use vmsup::spec::Restart;
 use vmsup::vmjson::SpecFile;
 
 /// Seconds between the power button and the kill when the user breaks a run off.
@@ -44,8 +46,21 @@ pub fn run(client: &Client, file: &Path, rm: bool) -> Result<(), Failure> {
     match stop.status {
         // The stream's end says that the VM has ended; how is no news to who broke it off.
         Some(status) => Err(Failure::status(status)),
+        None if file.spec.restart != Restart::No => first_of_many(client, &id),
         None => verdict(&outcome(client, &id)?),
     }
+}
+
+/// A run that its file has followed by others is over: the next ones have consoles of their own.
+fn first_of_many(client: &Client, id: &str) -> Result<(), Failure> {
+    let info: VmInfo = client.connect_again()?.call("GET", &vm_target(id, ""))?;
+    if rests(info.summary.state) {
+        return verdict(&info);
+    }
+    let end = info.summary.end.as_ref().map_or("it ended", |end| end.reason.as_str());
+    let name = &info.summary.name;
+    notice(&line(&format!("{name}: {end}; it is started again, as its file says; its console: vmsup console {name}")));
+    Ok(())
 }
 
 /// Asks how the VM ended. The stream's end says that it has; a VM that is to be forgotten (`--rm`) is still known for a

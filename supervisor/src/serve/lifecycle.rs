@@ -25,6 +25,8 @@
 //!   Stopping ── StopCancelled ▶ Running
 //! ```
 //!
+//! RemoveAsked of BackingOff leads to Gone, too.
+//!
 //! Seen from outside ([`State::outside`]): Making and Handing are `starting`; Running and Pausing are `running`; Paused and
 //! Resuming are `paused`; Cancelled, Stopping, Ending and Ended are `stopping`; BackingOff is `restarting`; Resting is
 //! `stopped` or `crashed`, as the last end was.
