@@ -25,7 +25,7 @@ pub fn start(client: &Client, what: &str, json: bool) -> Result<(), Failure> {
         info
     } else {
         let file = SpecFile::load(Path::new(what))?;
-        create(client.connect()?, &file, false)?.1
+        create(client.connect()?, &file, false, None)?.1
     };
     if json {
         return print_json(&info);

@@ -6,6 +6,7 @@ use super::args::{Apply, Wish};
 use super::client::{Api, CallError, Client, vm_target};
 use super::diff::{self, Verdict};
 use super::failure::{FAILED, Failure, notice};
+use super::files;
 use super::output::{print, print_json};
 use super::sanitize::line;
 use super::vms::note_limits;
@@ -14,10 +15,12 @@ use serde::de::DeserializeOwned;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use vmsup::api::types::{ApiError, CreateRequest, ErrorCode, UpdateAnswer, UpdateRequest, VmInfo, VmSummary};
+use vmsup::guestfile::Purpose;
 use vmsup::reconcile::{
-    AT_ONCE, Answer, Call, Counts, Host, Next, Outcome, Place, Plan, Scope, Sources, Step, There, after, first, plan,
-    turns,
+    AT_ONCE, Answer, Call, Counts, Host, Next, Outcome, Place, Plan, Scope, Sources, Step, There, Wanted, after, first,
+    plan, turns,
 };
+use vmsup::side::HandedOver;
 
 /// What files want, and what is to be done about it.
 #[derive(Debug)]
@@ -166,19 +169,21 @@ impl Hand<'_> {
         let id = step.there.as_ref().map_or("", |vm| vm.id.as_str());
         Ok(match (call, wanted) {
             (Call::Create, Some(wanted)) => {
-                let source = Some(step.source(wanted));
-                let request = CreateRequest { spec: wanted.spec.clone(), remove_when_ended: false, source, files: None };
+                let (source, handed) = (Some(step.source(wanted)), self.hand_over(wanted)?);
+                let files = handed.as_ref().map(|handed| handed.ticket.clone());
+                let request = CreateRequest { spec: wanted.spec.clone(), remove_when_ended: false, source, files };
                 let info: VmInfo = self.ask("POST", "/v1/vms", Some(&request))?;
                 note_limits(&info);
                 Answer::Done
             }
             (Call::Update, Some(wanted)) => {
+                let handed = self.hand_over(wanted)?;
                 let request = UpdateRequest {
                     spec: wanted.spec.clone(),
                     source: Some(step.source(wanted)),
                     if_generation: step.there.as_ref().map(|vm| vm.generation),
                     deadline_s: self.deadline_s,
-                    files: None,
+                    files: handed.as_ref().map(|handed| handed.ticket.clone()),
                 };
                 let answer: UpdateAnswer = self.ask("PUT", &vm_target(id, ""), Some(&request))?;
                 Answer::Updated(answer.done)
@@ -204,6 +209,11 @@ impl Hand<'_> {
             }
             (Call::Create | Call::Update, None) => Answer::NoVm,
         })
+    }
+
+    /// What the VM was imported from may have changed; what it has already is not taken again.
+    fn hand_over(&mut self, wanted: &Wanted) -> Result<Option<HandedOver>, CallError> {
+        files::hand_over(self.api()?, &wanted.spec, Purpose::Copy)
     }
 
     fn ask<T: DeserializeOwned>(

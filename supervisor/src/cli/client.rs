@@ -132,6 +132,12 @@ fn is_absent(error: &io::Error) -> bool {
 }
 
 impl Api {
+    /// Whether the supervisor is this very user's: what its user may open, it may, too.
+    pub fn is_own(&self) -> bool {
+        let peer = rustix::net::sockopt::socket_peercred(self.0.stream());
+        peer.is_ok_and(|peer| peer.uid == rustix::process::getuid())
+    }
+
     /// Sends a request; [`Api::answer`] receives what comes of it.
     ///
     /// # Errors

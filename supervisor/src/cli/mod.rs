@@ -14,6 +14,7 @@ mod doctor;
 mod documents;
 mod events;
 mod failure;
+mod files;
 mod http;
 mod inspect;
 mod keys;

@@ -27,7 +27,7 @@ pub fn run(client: &Client, file: &Path, rm: bool) -> Result<(), Failure> {
     // behind that was asked for.
     let api = client.connect()?;
     let signals = signals()?;
-    let (api, info) = create(api, &file, rm)?;
+    let (api, info) = create(api, &file, rm, Some(&signals))?;
     let id = info.summary.id.clone();
     let (stream, early) = api.console(&id, true, wants_input)?;
     let keys = Keys::new(true);

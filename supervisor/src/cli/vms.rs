@@ -7,22 +7,33 @@ use super::owners::Owners;
 use super::sanitize::Sanitizer;
 use super::session::{self, Ended, Flow, Interrupt, Options};
 use super::signals::Signals;
-use super::{keys::Keys, net, terminal};
+use super::{files, keys::Keys, net, terminal};
 use std::io::IsTerminal;
-use vmsup::api::types::{ApiError, CreateRequest, HealthState, VmInfo, VmState, VmSummary};
+use vmsup::api::types::{ApiError, CreateRequest, HealthState, Operation, VmInfo, VmState, VmSummary};
+use vmsup::guestfile::Purpose;
 use vmsup::vmjson::SpecFile;
 
-/// Asks for a VM, and gives the connection back for more.
-pub fn create(mut api: Api, file: &SpecFile, rm: bool) -> Result<(Api, VmInfo), Failure> {
-    let request = CreateRequest { spec: file.spec.clone(), remove_when_ended: rm, source: None, files: None };
+/// Asks for a VM, and gives the connection back for more. While its files are imported, `signals` break that off.
+pub fn create(mut api: Api, file: &SpecFile, rm: bool, signals: Option<&Signals>) -> Result<(Api, VmInfo), Failure> {
     let located = |error: CallError| match error {
         CallError::Api(ApiError { field: Some(field), message, code }) => {
             Failure { status: status_of(code), sentence: Some(file.error(&field, message).to_string()) }
         }
         error => Failure::from(error),
     };
-    api.ask("POST", "/v1/vms", Some(&request))?;
-    let info: VmInfo = api.answer().map_err(located)?;
+    let purpose = if rm { Purpose::Use } else { Purpose::Copy };
+    let handed = files::hand_over(&mut api, &file.spec, purpose).map_err(located)?;
+    let ticket = handed.as_ref().map(|handed| handed.ticket.clone());
+    let request = CreateRequest { spec: file.spec.clone(), remove_when_ended: rm, source: None, files: ticket };
+    let info: VmInfo = if handed.is_some() && !rm {
+        api.ask("POST", "/v1/vms?wait=false", Some(&request))?;
+        let begun: Operation = api.answer().map_err(located)?;
+        files::follow(&mut api, &begun, signals, located)?;
+        api.call("GET", &vm_target(&begun.vm, ""))?
+    } else {
+        api.ask("POST", "/v1/vms", Some(&request))?;
+        api.answer().map_err(located)?
+    };
     note_limits(&info);
     Ok((api, info))
 }

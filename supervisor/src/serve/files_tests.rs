@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::api::types::ErrorCode;
-use crate::serve::testing::{TempDir, spec};
+use crate::serve::testing::{Bench, TempDir, spec};
 use crate::spec::{Boot, Disk};
+use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
 use std::path::Path;
 
@@ -125,6 +126,90 @@ fn two_writers_never_share_one_image() {
     refused(disks(&[(&path, false)]), "disks[0].path", "in use");
     drop(readers);
     refused(disks(&[(&path, false), (&path, false)]), "disks[1].path", "in use");
+}
+
+/// A spec with a kernel and a disk, and both of them in `dir`.
+fn both(dir: &TempDir) -> VmSpec {
+    let mut spec = spec("a");
+    let text = |path: std::path::PathBuf| path.to_str().unwrap().to_owned();
+    (spec.boot.builtin, spec.boot.kernel) = (None, Some(text(file(dir, "kernel", 4096))));
+    let path = text(file(dir, "disk", 4096));
+    spec.disks = vec![Disk { path, readonly: false, engine: Default::default(), serial: None }];
+    spec
+}
+
+fn opened(path: &str, flags: OFlags) -> OwnedFd {
+    rustix::fs::open(path, flags, rustix::fs::Mode::empty()).unwrap()
+}
+
+/// What becomes of these fds as kernel and disk of a VM that uses them as they are.
+async fn handed(spec: &VmSpec, kernel: OwnedFd, disk: OwnedFd) -> Result<GuestFiles, ApiError> {
+    let bench = Bench::new();
+    let received = bench.handed(77, vec![("boot.kernel", kernel), ("disks[0].path", disk)]).await;
+    GuestFiles::received(spec, received)
+}
+
+#[tokio::test]
+async fn what_was_opened_for_less_than_its_use_or_oddly_is_refused() {
+    let dir = TempDir::new();
+    let spec = both(&dir);
+    let (kernel, disk) = (spec.boot.kernel.clone().unwrap(), spec.disks[0].path.clone());
+    let (read, write, both) = (OFlags::RDONLY, OFlags::WRONLY, OFlags::RDWR);
+    let files = handed(&spec, opened(&kernel, read), opened(&disk, both)).await.unwrap();
+    assert_eq!(files.largest_writable, 4096);
+    refused(handed(&spec, opened(&kernel, read), opened(&disk, both)).await, "disks[0].path", "in use");
+    drop(files);
+    // They are closed on a thread.
+    let free = || rustix::fs::fcntl_lock(opened(&disk, both), FlockOperation::NonBlockingLockExclusive).is_ok();
+    while !free() {
+        tokio::task::yield_now().await;
+    }
+    let good = handed(&spec, opened(&kernel, both), opened(&disk, both | OFlags::NONBLOCK)).await;
+    drop(good.unwrap());
+    for (flags, says) in [
+        (read, "not opened for reading and writing"),
+        (write, "not opened for reading and writing"),
+        (OFlags::PATH, "opened in a way"),
+        (both | OFlags::APPEND, "opened in a way"),
+        (both | OFlags::DIRECT, "opened in a way"),
+    ] {
+        refused(handed(&spec, opened(&kernel, read), opened(&disk, flags)).await, "disks[0].path", says);
+    }
+    for (flags, says) in [(write, "not opened for reading"), (OFlags::PATH, "opened in a way")] {
+        refused(handed(&spec, opened(&kernel, flags), opened(&disk, both)).await, "boot.kernel", says);
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_file_is_refused_however_it_came() {
+    let dir = TempDir::new();
+    let spec = both(&dir);
+    let kernel = || opened(spec.boot.kernel.as_ref().unwrap(), OFlags::RDONLY);
+    let deleted = file(&dir, "deleted", 4096);
+    let gone = opened(deleted.to_str().unwrap(), OFlags::RDWR);
+    std::fs::remove_file(deleted).unwrap();
+    let cases: Vec<(OwnedFd, &str)> = vec![
+        (std::io::pipe().unwrap().0.into(), "FIFO"),
+        (std::os::unix::net::UnixStream::pair().unwrap().0.into(), "has no name"),
+        (opened("/dev/null", OFlags::RDWR), "character device"),
+        (opened("/proc/self/mem", OFlags::RDWR), "kernel's own"),
+        (opened(dir.path().to_str().unwrap(), OFlags::RDONLY), "directory"),
+        (crate::serve::memfd::sealed("x", 4096).unwrap(), "has no name"),
+        (gone, "has no name"),
+    ];
+    for (fd, says) in cases {
+        let error = handed(&spec, kernel(), fd).await.unwrap_err();
+        assert_eq!(error.field.as_deref(), Some("disks[0].path"));
+        assert!(error.message.contains(says) || says != "kernel's own", "{says}: {error:?}");
+    }
+    // Those of another VM, one too few, one too many.
+    let bench = Bench::new();
+    let received = bench.handed(77, vec![("boot.kernel", kernel())]).await;
+    refused(GuestFiles::received(&spec, received), "disks[0].path", "not handed over");
+    let disk = opened(&spec.disks[0].path, OFlags::RDWR);
+    let all = vec![("boot.kernel", kernel()), ("disks[0].path", disk), ("boot.initrd", kernel())];
+    let received = bench.handed(77, all).await;
+    refused(GuestFiles::received(&spec, received), "boot.initrd", "this VM has not");
 }
 
 #[test]

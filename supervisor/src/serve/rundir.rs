@@ -112,7 +112,7 @@ fn passable_dir(path: &Path) -> Result<OwnedFd, ServeError> {
 }
 
 /// Lets everybody connect to the socket that we have bound: to that one, whatever is at its path by now.
-fn open_to_all(socket: &Path) -> Result<(), ServeError> {
+pub(super) fn open_to_all(socket: &Path) -> Result<(), ServeError> {
     let failed = |e| ServeError::path("letting clients connect to", socket, e);
     let found = rustix::fs::open(socket, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
     let found = found.map_err(failed)?;

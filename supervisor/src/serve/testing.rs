@@ -11,6 +11,7 @@ use super::handle::Handle;
 use super::host::Guests;
 use super::ops::Operations;
 use super::registry::{Registry, Who};
+use super::side::Received;
 use super::start::Deadlines;
 use super::state::Intent;
 use super::tenants::{Source, Tenants, Terms};
@@ -375,6 +376,7 @@ impl Bench {
         let handles = rustix::fs::open(dir.path().join("handles"), flags, rustix::fs::Mode::empty()).unwrap();
         let handles = super::handle::Handles::new(handles);
         let metrics = Default::default();
+        let images = dir.path().join("images");
         let context = Arc::new(Context {
             host,
             jail,
@@ -390,10 +392,37 @@ impl Bench {
             tick: super::tick::Tick::new(super::tick::PERIOD),
             looks: Arc::new(tokio::sync::Semaphore::new(1)),
             starts,
-            storage: Arc::new(super::storage::Storage::for_tests(None)),
+            storage: Arc::new(super::storage::Storage::for_tests(&images)),
             side: super::side::Side::new(None, 256),
         });
         Bench { context, vms, act, jailer, says, slots, limits, unlimited, dir }
+    }
+
+    /// Files that somebody handed over, by their fields.
+    pub async fn handed(&self, peer: u32, files: Vec<(&str, OwnedFd)>) -> Received {
+        let share = self.context.side.share(peer);
+        let places = share.frame().await.unwrap();
+        let (fields, fds) = files.into_iter().map(|(field, fd)| (field.to_owned(), fd)).unzip();
+        let peer = ipc::peer::Peer { uid: peer, groups: Vec::new() };
+        Received::new(fields, fds, peer, share, places).unwrap()
+    }
+
+    /// The files in the storage: the VM's id and the file's name.
+    pub fn images(&self) -> Vec<String> {
+        let names = |path: &Path| {
+            let all = std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap());
+            all.map(|entry| entry.file_name().into_string().unwrap()).collect::<Vec<_>>()
+        };
+        let images = self.dir.path().join("images");
+        let vms = names(&images).into_iter();
+        let mut all: Vec<String> = vms
+            .flat_map(|vm| {
+                let files = names(&images.join(&vm));
+                if files.is_empty() { vec![vm] } else { files.iter().map(|file| format!("{vm}/{file}")).collect() }
+            })
+            .collect();
+        all.sort();
+        all
     }
 
     /// A netd where this supervisor expects one.

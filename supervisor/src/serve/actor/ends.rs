@@ -226,7 +226,7 @@ impl Actor {
         }
     }
 
-    fn stopped_before(&self) -> ApiError {
+    pub(super) fn stopped_before(&self) -> ApiError {
         let message = format!("{} was stopped before it ran", self.intent.spec.name);
         ApiError { code: ErrorCode::Conflict, message, field: None }
     }

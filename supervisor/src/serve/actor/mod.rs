@@ -33,7 +33,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use steps::Step;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::Instrument;
 
@@ -101,6 +101,8 @@ struct Run {
     place: Option<Place>,
     /// What its owner handed over for this run, until it begins.
     files: Option<Received>,
+    /// Dropped when nobody wants its files to be imported any more.
+    importing: Option<oneshot::Sender<()>>,
     held: Option<Held>,
     /// Its worker has ended.
     reaped: bool,
@@ -330,6 +332,9 @@ impl Actor {
         }
         if let Some(watcher) = &mut self.run.watcher {
             watcher.pause(matches!(self.state, State::Pausing | State::Paused | State::Resuming));
+        }
+        if self.state == State::Cancelled {
+            self.run.importing = None;
         }
         if self.state.rests() {
             self.came_to_rest(before);

@@ -55,13 +55,25 @@ impl Actor {
             phase.stage = "worker";
         });
         let (context, vm, intent) = (self.context.clone(), self.vm.clone(), self.intent.clone());
+        let (wanted, unwanted) = oneshot::channel();
+        self.run.importing = Some(wanted);
+        let stopped = self.stopped_before();
         self.step = Some(Box::pin(async move {
             let stage = |stage, percent| {
-                vm.phase.send_modify(|phase| (phase.stage, phase.percent) = (stage, percent));
+                vm.phase.send_if_modified(|phase| {
+                    let before = (phase.stage, phase.percent);
+                    (phase.stage, phase.percent) = (stage, percent);
+                    before != (stage, percent)
+                });
             };
             let prepared = async {
-                let source =
-                    provide::source(&context, &intent, files, |percent| stage("import", Some(percent))).await?;
+                let told = |percent| stage("import", Some(percent));
+                // Whoever stops it waits for what the jailer makes, but not for a copy of a disk.
+                let source = tokio::select! {
+                    biased;
+                    source = provide::source(&context, &intent, files, told) => source?,
+                    _ = unwanted => return Err(stopped),
+                };
                 stage("worker", None);
                 start::prepare(&context, VmId(intent.number), intent.owner, &intent.spec, source).await.map(Box::new)
             };

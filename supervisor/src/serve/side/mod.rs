@@ -11,7 +11,7 @@ use crate::paths::FILES_SOCKET;
 use crate::side::{Answer, NAME, Offer, VERSION};
 use ipc::Channel;
 use ipc::peer::Peer;
-use rustix::fs::{FileType, Mode};
+use rustix::fs::FileType;
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, acceptfrom_with, socket_with};
 use shares::{Places, Share, Shares, Task};
@@ -52,6 +52,12 @@ impl Side {
     /// With room for so many open files of users.
     pub fn new(path: Option<PathBuf>, fds: usize) -> Side {
         Side { path, shares: Shares::new(fds), tickets: Tickets::default() }
+    }
+
+    /// What this user may have of fds and threads.
+    #[cfg(test)]
+    pub fn share(&self, uid: u32) -> Arc<Share> {
+        self.shares.of(uid)
     }
 
     /// Where clients hand their files over.
@@ -98,12 +104,14 @@ pub fn bind(rundir: &Path) -> Result<Bound, ServeError> {
         let listener = listener.map_err(failed("making the socket"))?;
         let address = SocketAddrUnix::new(&path).map_err(failed("naming the socket"))?;
         net::bind(&listener, &address).map_err(failed("binding the socket"))?;
-        rustix::fs::chmod(&path, Mode::from_raw_mode(0o666)).map_err(failed("opening the socket to others"))?;
         net::listen(&listener, BACKLOG).map_err(failed("listening on the socket"))?;
         Ok(listener)
     };
     match bound() {
-        Ok(listener) => Ok(Bound { listener, path }),
+        Ok(listener) => {
+            super::rundir::open_to_all(&path)?;
+            Ok(Bound { listener, path })
+        }
         Err((what, error)) => Err(ServeError::path(what, &path, error)),
     }
 }

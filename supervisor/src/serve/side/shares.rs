@@ -141,6 +141,24 @@ impl Share {
         self.fds.take(ipc::MAX_FDS as u32).await
     }
 
+    /// Places that nobody has taken.
+    #[cfg(test)]
+    pub fn free_fds(&self) -> usize {
+        self.fds.own.available_permits()
+    }
+
+    /// The same of threads that copy.
+    #[cfg(test)]
+    pub fn free_copies(&self) -> usize {
+        self.copying.own.available_permits()
+    }
+
+    /// The same of connections.
+    #[cfg(test)]
+    pub fn free_connections(&self) -> usize {
+        self.connections.own.available_permits()
+    }
+
     /// Does `work` on a thread of this user, and waits for it. What comes of work that nobody waits for any more is dropped
     /// on its thread.
     ///
@@ -201,8 +219,8 @@ mod tests {
         while mine.looking.own.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
-        assert_eq!(others.run(Task::Look, || 7).await.unwrap(), 7);
         assert_eq!(shares.looking.available_permits(), LOOKING.1 - LOOKING.0);
+        assert_eq!(others.run(Task::Look, || 7).await.unwrap(), 7);
         drop(release);
         for hung in hung {
             hung.await.unwrap().unwrap().unwrap_err();

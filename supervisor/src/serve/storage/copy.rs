@@ -54,6 +54,9 @@ fn write_error(error: Errno) -> String {
 /// See [`CopyError`]. The copy is worth nothing then.
 pub fn copy(from: &OwnedFd, to: &OwnedFd, size: u64, progress: &Progress) -> Result<(), CopyError> {
     let (begun, before) = (progress.done.load(Ordering::Relaxed), stamp(from)?);
+    if before.is_some_and(|[now, ..]| now != size.into()) {
+        return Err(CopyError::Changed);
+    }
     if ioctl_ficlone(to, from).is_err() {
         ftruncate(to, size).map_err(CopyError::Write)?;
         Copying { from, to, size, begun, progress, by_kernel: true }.all()?;

@@ -23,6 +23,8 @@ use rustix::fs::{CWD, OFlags};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+#[cfg(test)]
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -87,12 +89,11 @@ impl Storage {
         Storage { dir, vms: Mutex::new(vms), idle: Notify::new() }
     }
 
-    /// None at all, or one of the test's own.
+    /// One of the test's own.
     #[cfg(test)]
-    pub fn for_tests(dir: Option<&Path>) -> Storage {
-        Storage::of(dir.map_or(Err("the test has none".into()), |dir| {
-            Ok(own_dir(CWD, dir.as_os_str().as_bytes(), dir).unwrap().0)
-        }))
+    pub fn for_tests(dir: &Path) -> Storage {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).unwrap();
+        Storage::of(Ok(own_dir(CWD, dir.as_os_str().as_bytes(), dir).unwrap().0))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Entry>> {
