@@ -19,7 +19,7 @@ placed := s|](\.\./policies/nft/|](|g; s|](\.\./packaging/netd\.toml)|](netd.tom
 	s|@BINDIR@|@PREFIX@/bin|g; s|@DATADIR@|@PREFIX@/share|g; \
 	s|@PREFIX@|$(PREFIX)|g; s|@SYSCONFDIR@|$(SYSCONFDIR)|g
 
-.PHONY: all deps build guests test-programs demo test bench lint install install-files clean
+.PHONY: all deps build guests test-programs demo test bench pictures lint install install-files clean
 all: build
 
 ## Installs what is missing (as root), or names it.
@@ -58,6 +58,10 @@ test: deps test-programs
 ## First byte, memory, CPU time and leases against the floor and fixed limits.
 bench: test-programs
 	@tests/bench/run
+
+## The pictures in docs/pictures, of what `vmsup doctor` and `vmsup top` show.
+pictures: build
+	@tests/pictures/make
 
 lint:
 	@tests/lint

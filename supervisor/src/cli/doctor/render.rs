@@ -39,22 +39,21 @@ const COLUMN_MIN: usize = 30;
 pub fn render(report: &Report, page: Page) -> String {
     let names = report.lines.iter().map(|line| line.id.name().len()).max().unwrap_or(0);
     let indent = STATE + 2 + names + 2;
-    let column = page.width.and_then(|width| width.checked_sub(indent)).filter(|column| *column >= COLUMN_MIN);
+    let width = page.width.filter(|width| width.checked_sub(indent).is_some_and(|column| column >= COLUMN_MIN));
+    let column = width.map(|width| width - indent);
     let mut out = String::new();
     for line in &report.lines {
         let (word, colour) = appearance(line.state);
         let word = if page.colours { format!("\x1b[{colour}m{word:STATE$}\x1b[m") } else { format!("{word:STATE$}") };
-        out.push_str(&format!("{word}  {:names$}  ", line.id));
-        out.push_str(&wrapped(&harmless(&line.found), column, indent));
-        for (label, text) in [("why", &line.why), ("mend", &line.mend)] {
-            if text.is_empty() {
-                continue;
-            }
-            let text = format!("{label}: {}", harmless(text));
-            out.push_str(&" ".repeat(indent));
-            // Commands are not broken: they are for copying.
-            let column = column.filter(|_| label == "why");
-            out.push_str(&wrapped(&text, column, indent));
+        let found = prose(&rows(&harmless(&line.found), column), indent);
+        out.push_str(&format!("{word}  {:names$}  {found}\n", line.id));
+        if !line.why.is_empty() {
+            let why = rows(&format!("why: {}", harmless(&line.why)), column);
+            out.push_str(&format!("{:indent$}{}\n", "", prose(&why, indent)));
+        }
+        if !line.mend.is_empty() {
+            let mend = rows(&format!("mend: {}", harmless(&line.mend)), column);
+            out.push_str(&format!("{:indent$}{}\n", "", command(&mend, indent, width)));
         }
     }
     out.push_str(&summary(&report.lines));
@@ -70,24 +69,36 @@ fn appearance(state: State) -> (&'static str, &'static str) {
     }
 }
 
-/// A sentence in lines of at most `column` characters where words allow that, the later ones indented.
-fn wrapped(text: &str, column: Option<usize>, indent: usize) -> String {
-    let mut out = String::new();
-    let mut used = 0;
+/// A sentence in rows of at most `column` characters, where words allow that.
+fn rows(text: &str, column: Option<usize>) -> Vec<String> {
+    let mut rows: Vec<String> = Vec::new();
     for word in text.split(' ') {
-        let length = word.chars().count();
-        if used > 0 && column.is_some_and(|column| used + 1 + length > column) {
-            out.push('\n');
-            out.push_str(&" ".repeat(indent));
-            used = 0;
-        } else if used > 0 {
-            out.push(' ');
-            used += 1;
+        let fits = |row: &String| column.is_none_or(|column| row.chars().count() + 1 + word.chars().count() <= column);
+        match rows.last_mut().filter(|row| fits(row)) {
+            Some(row) => {
+                row.push(' ');
+                row.push_str(word);
+            }
+            None => rows.push(word.to_owned()),
         }
-        out.push_str(word);
-        used += length;
     }
-    out.push('\n');
+    rows
+}
+
+fn prose(rows: &[String], indent: usize) -> String {
+    rows.join(&format!("\n{:indent$}", ""))
+}
+
+/// For copying: one line, with blanks up to where the terminal goes on in its next row by itself.
+fn command(rows: &[String], indent: usize, width: Option<usize>) -> String {
+    let mut out = String::new();
+    for (number, row) in rows.iter().enumerate() {
+        out.push_str(row);
+        if let Some(width) = width.filter(|_| number + 1 < rows.len()) {
+            let left = width - (indent + row.chars().count()) % width;
+            out.push_str(&" ".repeat(left % width + indent));
+        }
+    }
     out
 }
 
@@ -143,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn on_a_terminal_states_are_coloured_and_sentences_wrapped_but_commands_are_not() {
+    fn on_a_terminal_states_are_coloured_and_sentences_wrapped_but_commands_stay_one_line() {
         let words = "one two three four five six seven eight nine ten eleven twelve";
         let report = Report { lines: vec![Line::warning(Id::Ksm, words, words, words)] };
         let text = render(&report, Page { colours: true, width: Some(14 + 40) });
@@ -151,7 +162,10 @@ mod tests {
         assert_eq!(rows[0], "\x1b[33mwarning\x1b[m  ksm  one two three four five six seven eight");
         assert_eq!(rows[1], "              nine ten eleven twelve");
         assert_eq!(rows[2], "              why: one two three four five six seven");
-        assert_eq!(rows[4], format!("              mend: {words}"));
+        // One line: the terminal itself goes on below at the 54th character.
+        let first = format!("{:54}", "              mend: one two three four five six seven");
+        assert_eq!(rows[4], format!("{first}{:14}eight nine ten eleven twelve", ""));
+        assert_eq!(rows.len(), 7);
         // Nothing is gained by wrapping into a column of a few characters.
         assert_eq!(render(&report, Page { colours: false, width: Some(20) }).lines().count(), 5);
     }
