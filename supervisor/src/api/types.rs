@@ -74,6 +74,8 @@ pub enum HealthState {
     Unhealthy(String),
     /// Its worker stands still or answers nothing (why).
     Hung(String),
+    /// It cannot be looked at (why), so that nobody knows.
+    Unknown(String),
 }
 
 /// Where a VM is in its life.
@@ -379,6 +381,8 @@ pub enum EventKind {
     Healthy,
     /// It is not.
     Unhealthy,
+    /// How it is cannot be looked at.
+    Unseen,
     /// Its worker stands still or answers nothing.
     Hung,
     /// Its worker goes on.
@@ -474,6 +478,9 @@ pub enum OperationState {
 pub struct StopRequest {
     /// Seconds between the power button and the kill.
     pub deadline_s: u32,
+    /// The host goes down: a VM whose file has it started again stays one that is to run, and the next supervisor starts it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub for_shutdown: bool,
 }
 
 /// Who answers.

@@ -9,7 +9,7 @@ use super::types::{
 };
 use crate::serve::registry::Entry;
 use crate::serve::side::Received;
-use crate::serve::vm::{Hold, Order};
+use crate::serve::vm::{Ask, Hold, Order};
 use crate::serve::{Context, tasks};
 use axum::Json;
 use axum::extract::{Extension, Path, Request, State};
@@ -165,11 +165,12 @@ pub async fn stop(
 ) -> Answer<Response> {
     let wait = waits(query)?;
     let hold = find(&context, &caller, &key)?;
-    let StopRequest { deadline_s } = json(request).await?;
+    let StopRequest { deadline_s, for_shutdown } = json(request).await?;
     let patience = Duration::from_secs(deadline_s.min(STOP_MAX).into());
+    let ask = if for_shutdown { Ask::StopForShutdown(patience) } else { Ask::Stop(patience) };
     let op = tasks::begin(&context, OperationKind::Stop, hold.vm.name(), caller.uid());
     let work = move |op| async move {
-        tasks::stop(&hold, patience, op).await?;
+        tasks::stop(&hold, ask, op).await?;
         Ok(heard(&hold))
     };
     Ok(operate(&context, wait, StatusCode::OK, op, work).await)

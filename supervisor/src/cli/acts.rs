@@ -57,6 +57,8 @@ fn neither(error: CallError, what: &str) -> Failure {
 pub enum How {
     /// Power button, and a kill after so many seconds.
     Stop(u32),
+    /// The same, because the host goes down.
+    StopForShutdown(u32),
     /// At once.
     Kill,
     /// By itself.
@@ -70,7 +72,10 @@ impl How {
     /// The supervisor is gone.
     pub fn ask(self, api: &mut Api, vm: &str) -> Result<(), CallError> {
         match self {
-            How::Stop(deadline_s) => api.ask("POST", &vm_target(vm, "/stop"), Some(&StopRequest { deadline_s })),
+            How::Stop(deadline_s) | How::StopForShutdown(deadline_s) => {
+                let for_shutdown = matches!(self, How::StopForShutdown(_));
+                api.ask("POST", &vm_target(vm, "/stop"), Some(&StopRequest { deadline_s, for_shutdown }))
+            }
             How::Kill => api.ask("POST", &vm_target(vm, "/kill"), None::<&()>),
             How::Wait => api.ask("GET", &vm_target(vm, "/wait"), None::<&()>),
         }

@@ -144,6 +144,9 @@ pub enum Command {
         /// Seconds that the VM has.
         #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = seconds)]
         timeout: u32,
+        /// The host goes down: VMs whose files have them started again ("restart") are, when the next supervisor begins.
+        #[arg(long)]
+        for_shutdown: bool,
         #[command(flatten)]
         json: Json,
     },

@@ -63,7 +63,10 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             vms::console(&client, &vm.vm, vms::Attach { detach_on_eof, history: !no_history, input: !read_only })
         }
         Command::Logs { vm, follow, raw } => vms::logs(&client, &vm.vm, follow, raw),
-        Command::Stop { vms, timeout, json } => acts::end(&client, &vms, acts::How::Stop(timeout), json.json),
+        Command::Stop { vms, timeout, for_shutdown, json } => {
+            let how = if for_shutdown { acts::How::StopForShutdown(timeout) } else { acts::How::Stop(timeout) };
+            acts::end(&client, &vms, how, json.json)
+        }
         Command::Kill { vms, json } => acts::end(&client, &vms, acts::How::Kill, json.json),
         Command::Pause { vms, json } => acts::pause(&client, &vms, json.json),
         Command::Resume { vms, json } => acts::resume(&client, &vms, json.json),

@@ -89,6 +89,7 @@ pub fn health(health: &HealthState) -> String {
         HealthState::Healthy => "healthy".into(),
         HealthState::Unhealthy(why) => format!("unhealthy: {why}"),
         HealthState::Hung(why) => format!("hung: {why}"),
+        HealthState::Unknown(why) => format!("unknown: {why}"),
     }
 }
 

@@ -22,6 +22,8 @@ pub enum Ask {
     CancelStart,
     /// Power button; SIGKILL when the time is over.
     Stop(Duration),
+    /// The same, because the host goes down: it is started again when it is back, where its file says so.
+    StopForShutdown(Duration),
     /// To go on, where it is being stopped and has not ended yet.
     CancelStop,
     /// SIGKILL.

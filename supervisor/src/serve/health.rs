@@ -19,6 +19,8 @@ pub enum Sight {
     Marker,
     /// Its port took a connection, or why not.
     Port(Result<(), String>),
+    /// Its port cannot be looked at from here, and why: that says nothing of the guest.
+    Unseen(String),
     /// Time went by.
     Beat,
     /// The worker answered.
@@ -32,7 +34,7 @@ pub enum Sight {
 /// What others are told of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct News {
-    /// Healthy, Unhealthy, Hung or Recovered.
+    /// Healthy, Unhealthy, Unseen, Hung or Recovered.
     pub kind: EventKind,
     /// Why.
     pub cause: String,
@@ -45,6 +47,8 @@ pub struct Monitor {
     guest: Guest,
     /// The marker was seen, or none is waited for.
     marked: bool,
+    /// Why its port cannot be looked at.
+    unseen: Option<String>,
     /// Looks at the port that failed in a row.
     failed: u32,
     /// Looks that the worker left without an answer, in a row.
@@ -69,7 +73,8 @@ impl Monitor {
         let well = waits && marked && health.is_some_and(|health| health.tcp.is_none());
         let guest = if well { Guest::Well } else { Guest::Starting };
         let marked = marked || !waits;
-        Monitor { health: health.cloned(), guest, marked, failed: 0, silent: 0, stopped: false, hung: None }
+        let (unseen, hung) = (None, None);
+        Monitor { health: health.cloned(), guest, marked, unseen, failed: 0, silent: 0, stopped: false, hung }
     }
 
     /// The same run, looked at as another file says.
@@ -105,10 +110,11 @@ impl Monitor {
             return Some(HealthState::Hung(why.clone()));
         }
         self.health.as_ref().filter(|h| h.console.is_some() || h.tcp.is_some())?;
-        Some(match &self.guest {
-            Guest::Starting => HealthState::Starting,
-            Guest::Well => HealthState::Healthy,
-            Guest::Unwell(why) => HealthState::Unhealthy(why.clone()),
+        Some(match (&self.unseen, &self.guest) {
+            (_, Guest::Unwell(why)) => HealthState::Unhealthy(why.clone()),
+            (Some(why), _) => HealthState::Unknown(format!("cannot look: {why}")),
+            (None, Guest::Starting) => HealthState::Starting,
+            (None, Guest::Well) => HealthState::Healthy,
         })
     }
 
@@ -145,11 +151,21 @@ impl Monitor {
                 self.marked = true;
                 if self.port().is_none() { self.well() } else { None }
             }
+            Sight::Unseen(why) => {
+                let cause = format!("cannot look: {why}");
+                let news = News { kind: EventKind::Unseen, cause };
+                self.unseen.replace(why).is_none().then_some(news)
+            }
             Sight::Port(Ok(())) => {
                 self.failed = 0;
+                let seen_again = self.unseen.take().filter(|_| self.guest == Guest::Well);
+                if seen_again.is_some() {
+                    return Some(News { kind: EventKind::Healthy, cause: "it can be looked at again".into() });
+                }
                 if self.marked { self.well() } else { None }
             }
             Sight::Port(Err(why)) => {
+                self.unseen = None;
                 let Health { start_s, retries, .. } = *self.health.as_ref()?;
                 // It has still time to come up.
                 if self.guest == Guest::Starting && age < Duration::from_secs(start_s.into()) {

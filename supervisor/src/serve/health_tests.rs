@@ -133,3 +133,29 @@ fn bytes_that_were_lost_join_nothing() {
     assert!(!matcher.feed(true, b"in"));
     assert!(matcher.feed(false, b" login"));
 }
+
+#[test]
+fn what_cannot_be_looked_at_is_not_unwell() {
+    let strict = r#"{"tcp":80,"start_s":60,"retries":1,"on_failure":"kill"}"#;
+    let unseen = || Sight::Unseen("port 80 of 10.0.0.2: no network".into());
+    for well in [false, true] {
+        let mut monitor = Monitor::new(Some(&health(strict)), false);
+        if well {
+            monitor.see(Sight::Port(Ok(())), at(1));
+        }
+        let news = monitor.see(unseen(), at(600)).unwrap();
+        assert_eq!(news.kind, EventKind::Unseen);
+        assert!(news.cause.starts_with("cannot look: port 80"), "{news:?}");
+        for _ in 0..9 {
+            assert_eq!(monitor.see(unseen(), at(700)), None, "said once");
+            assert_eq!(monitor.to_be_killed(), None);
+        }
+        assert_eq!(monitor.shown(), Some(HealthState::Unknown(news.cause)));
+        // And what is seen again counts again.
+        assert_eq!(kind(monitor.see(Sight::Port(Ok(())), at(800))), Some(EventKind::Healthy));
+        assert_eq!(monitor.shown(), Some(HealthState::Healthy));
+        monitor.see(unseen(), at(900));
+        assert_eq!(kind(monitor.see(refused(), at(1000))), Some(EventKind::Unhealthy));
+        assert!(monitor.to_be_killed().is_some());
+    }
+}

@@ -112,6 +112,61 @@ async fn a_paused_guest_is_resumed_to_hear_its_power_button() {
 }
 
 #[tokio::test]
+async fn a_vm_that_is_stopped_because_its_host_goes_down_comes_back_as_its_file_says() {
+    for (policy, back) in [(Restart::Always, true), (Restart::OnFailure, true), (Restart::No, false)] {
+        for ends in [exit::SHUTDOWN, exit::CRASH] {
+            let bench = Bench::new();
+            let (vm, fake) = run(&bench, restarting(policy)).await;
+            vm.ask(Ask::StopForShutdown(Duration::from_secs(600))).await;
+            answers(&fake, worker_api::Request::PowerButton, worker_api::Reply::Done).await;
+            fake.exit(ends);
+            vm.until_ended().await;
+            bench.nothing_left().await;
+            let intent = Intent::clone(&vm.intent());
+            assert_eq!(intent.desired == Desired::Running, back, "{policy:?} {ends}");
+            // Not by this supervisor.
+            assert!(!kinds(&bench).contains(&EventKind::Restarting));
+            let kind = vm.summary().end.unwrap().kind;
+            assert_eq!(kind == EndKind::HostDown, back && ends == exit::SHUTDOWN, "{kind:?}");
+            // But by the next one, or by its owner before that.
+            let next = Bench::new();
+            let vm = Vm::resting(&next.context, intent);
+            if back {
+                until(&vm, VmState::Running).await;
+                assert_eq!(vm.summary().end.unwrap().kind, kind);
+                next.started().await.exit(exit::SHUTDOWN);
+            } else {
+                assert_eq!(vm.summary().desired, Desired::Stopped);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_vm_that_its_owner_stops_while_the_host_goes_down_stays_stopped() {
+    for then in [Ask::Stop(Duration::ZERO), Ask::Kill] {
+        let bench = Bench::new();
+        let (vm, fake) = run(&bench, restarting(Restart::Always)).await;
+        vm.ask(Ask::StopForShutdown(Duration::from_secs(600))).await;
+        answers(&fake, worker_api::Request::PowerButton, worker_api::Reply::Done).await;
+        vm.ask(then).await;
+        vm.until_ended().await;
+        assert_eq!(vm.summary().desired, Desired::Stopped);
+    }
+}
+
+#[tokio::test]
+async fn a_vm_that_waits_for_its_restart_while_the_host_goes_down_waits_for_the_next_boot() {
+    let bench = Bench::new();
+    let (vm, fake) = run(&bench, patient()).await;
+    fake.exit(exit::CRASH);
+    until(&vm, VmState::Restarting).await;
+    vm.ask(Ask::StopForShutdown(Duration::from_secs(600))).await;
+    vm.until_ended().await;
+    assert_eq!(vm.summary().desired, Desired::Running);
+}
+
+#[tokio::test]
 async fn a_vm_that_crashes_is_started_again_and_one_that_ends_well_is_not() {
     let bench = Bench::new();
     let (vm, fake) = run(&bench, restarting(Restart::OnFailure)).await;
@@ -413,7 +468,7 @@ async fn a_stop_that_is_cancelled_leaves_the_vm_running() {
     let op = tasks::begin(&bench.context, crate::api::types::OperationKind::Stop, "a", 1000);
     let id = op.id();
     let hold = Hold::new(&bench.context, vm.clone());
-    let task = tokio::spawn(async move { tasks::stop(&hold, Duration::from_secs(600), op).await });
+    let task = tokio::spawn(async move { tasks::stop(&hold, Ask::Stop(Duration::from_secs(600)), op).await });
     until(&vm, VmState::Stopping).await;
     assert_eq!(vm.summary().desired, Desired::Stopped);
     assert!(bench.context.operations.cancel(id));

@@ -80,12 +80,13 @@ pub async fn start(context: &Arc<Context>, vm: &Arc<Vm>, limit: &Limit, mut op: 
     over(op, cancelled, result.map(drop))
 }
 
-/// Presses the power button, and kills when the time is over. Cancelled before the guest has ended, the VM goes on.
+/// Presses the power button, and kills when the time is over ([`Ask::Stop`], [`Ask::StopForShutdown`]). Cancelled before the
+/// guest has ended, the VM goes on.
 ///
 /// # Errors
 /// The stop was cancelled.
-pub async fn stop(hold: &Hold, patience: Duration, mut op: Running) -> Result<(), ApiError> {
-    let (result, cancelled) = until_stopped(&mut op, hold, patience).await;
+pub async fn stop(hold: &Hold, ask: Ask, mut op: Running) -> Result<(), ApiError> {
+    let (result, cancelled) = until_stopped(&mut op, hold, ask).await;
     over(op, cancelled, result)
 }
 
@@ -183,7 +184,7 @@ async fn updated(
         return (vm.change(spec, source, generation, in_place, claim).await.map(|()| done), false);
     }
     drop(claim);
-    let (stopped, cancelled) = until_stopped(op, hold, Duration::from_secs(deadline_s.into())).await;
+    let (stopped, cancelled) = until_stopped(op, hold, Ask::Stop(Duration::from_secs(deadline_s.into()))).await;
     if let Err(error) = stopped {
         return (Err(error), cancelled);
     }
@@ -273,8 +274,8 @@ async fn until_running(op: &mut Running, starting: Starting) -> (Result<Arc<Vm>,
 }
 
 /// Follows a stop to its end, and takes it back where somebody wants that.
-async fn until_stopped(op: &mut Running, hold: &Hold, patience: Duration) -> (Result<(), ApiError>, bool) {
-    hold.vm.ask(Ask::Stop(patience)).await;
+async fn until_stopped(op: &mut Running, hold: &Hold, ask: Ask) -> (Result<(), ApiError>, bool) {
+    hold.vm.ask(ask).await;
     tokio::select! {
         biased;
         () = hold.vm.until_ended() => return (Ok(()), false),

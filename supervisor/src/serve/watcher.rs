@@ -28,7 +28,7 @@ const CHUNK: usize = 4 << 10;
 const SLACK: Duration = Duration::from_secs(1);
 
 /// What one look brought.
-type Look = Pin<Box<dyn Future<Output = (bool, Option<Result<(), String>>)> + Send>>;
+type Look = Pin<Box<dyn Future<Output = (bool, Option<Sight>)> + Send>>;
 
 /// Who looks at one run of a VM.
 pub struct Watcher {
@@ -137,7 +137,7 @@ impl Watcher {
                     self.look = None;
                     self.seen.push_back(if answered { Sight::Answered } else { Sight::Silent });
                     // What was asked of a guest that stands still by now says nothing.
-                    self.seen.extend(port.filter(|_| !self.paused).map(Sight::Port));
+                    self.seen.extend(port.filter(|_| !self.paused));
                 }
                 Ok(()) = stopped.changed() => return Sight::Stopped(*stopped.borrow_and_update()),
             }
@@ -180,27 +180,47 @@ async fn follow(marker: &mut Option<Follow>) -> bool {
     matcher.feed(chunk.lost > 0, &piece[..chunk.bytes])
 }
 
-/// Whether a port of the guest's takes connections. The connection is closed at once.
-async fn takes_connections(address: Ipv4Addr, port: u16, timeout: Duration) -> Result<(), String> {
-    let named = |why: &dyn std::fmt::Display| format!("port {port} of {address} takes no connections: {why}");
+/// Whether a port of the guest's takes connections, or whether that cannot be seen from here. The connection is closed at once.
+async fn takes_connections(address: Ipv4Addr, port: u16, timeout: Duration) -> Sight {
+    let refused = |why: &dyn std::fmt::Display| {
+        Sight::Port(Err(format!("port {port} of {address} takes no connections: {why}")))
+    };
     match tokio::time::timeout(timeout, reach(address, port)).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(named(&error)),
-        Err(_) => Err(named(&format!("no answer in {} s", timeout.as_secs()))),
+        Ok(Ok(())) => Sight::Port(Ok(())),
+        Ok(Err(Unreached::Refused(error))) => refused(&error),
+        Ok(Err(Unreached::Blind(error))) => Sight::Unseen(format!(
+            "port {port} of {address}: {error}; has this supervisor the host's network (a unit's: vmsup-network.conf), and a \
+             route to it?"
+        )),
+        Err(_) => refused(&format!("no answer in {} s", timeout.as_secs())),
     }
 }
 
-async fn reach(address: Ipv4Addr, port: u16) -> io::Result<()> {
+/// Why a port was not reached.
+enum Unreached {
+    /// The guest does not answer, or says no.
+    Refused(io::Error),
+    /// This process could not ask.
+    Blind(io::Error),
+}
+
+async fn reach(address: Ipv4Addr, port: u16) -> Result<(), Unreached> {
+    use rustix::io::Errno;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+    let blind = |errno: Errno| Unreached::Blind(errno.into());
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None).map_err(blind)?;
     match connect(&socket, &SocketAddrV4::new(address, port)) {
         Ok(()) => return Ok(()),
-        Err(rustix::io::Errno::INPROGRESS) => {}
-        Err(error) => return Err(error.into()),
+        Err(Errno::INPROGRESS) => {}
+        Err(errno @ (Errno::CONNREFUSED | Errno::CONNRESET | Errno::HOSTUNREACH | Errno::TIMEDOUT)) => {
+            return Err(Unreached::Refused(errno.into()));
+        }
+        // No network, no route, a filter, no port or memory of our own: what the kernel says before it asks anybody.
+        Err(errno) => return Err(blind(errno)),
     }
-    let socket = watch(socket, Interest::WRITABLE)?;
-    drop(socket.writable().await?);
-    Ok(sockopt::socket_error(socket.get_ref())??)
+    let socket = watch(socket, Interest::WRITABLE).map_err(Unreached::Blind)?;
+    drop(socket.writable().await.map_err(Unreached::Blind)?);
+    sockopt::socket_error(socket.get_ref()).map_err(blind)?.map_err(|errno| Unreached::Refused(errno.into()))
 }
 
 #[cfg(test)]
@@ -212,9 +232,18 @@ mod tests {
         let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let timeout = Duration::from_secs(5);
-        assert_eq!(takes_connections(Ipv4Addr::LOCALHOST, port, timeout).await, Ok(()));
+        assert_eq!(takes_connections(Ipv4Addr::LOCALHOST, port, timeout).await, Sight::Port(Ok(())));
         drop(listener);
-        let why = takes_connections(Ipv4Addr::LOCALHOST, port, timeout).await.unwrap_err();
+        let Sight::Port(Err(why)) = takes_connections(Ipv4Addr::LOCALHOST, port, timeout).await else { panic!("refused") };
         assert!(why.contains("refused") && why.contains(&port.to_string()), "{why}");
+    }
+
+    #[tokio::test]
+    async fn a_port_that_cannot_be_asked_is_not_one_that_refuses() {
+        // Linux lets nobody connect to a broadcast address: the kernel says so itself, as it does without a network.
+        let Sight::Unseen(why) = takes_connections(Ipv4Addr::BROADCAST, 80, Duration::from_secs(5)).await else {
+            panic!("nobody was asked");
+        };
+        assert!(why.contains("255.255.255.255") && why.contains("vmsup-network.conf"), "{why}");
     }
 }

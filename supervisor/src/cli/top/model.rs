@@ -279,6 +279,7 @@ fn row(vm: &VmSummary, stats: Option<&VmStats>, rates: Rates, now: u64) -> Row {
         Some(HealthState::Healthy) => ("ok", None),
         Some(HealthState::Unhealthy(why)) => ("bad", Some(why)),
         Some(HealthState::Hung(why)) => ("hung", Some(why)),
+        Some(HealthState::Unknown(why)) => ("?", Some(why)),
     };
     let why = why.or(stats.and_then(|stats| stats.unanswered.as_ref())).map(|why| line(why));
     let runs = !matches!(vm.state, VmState::Stopped | VmState::Crashed | VmState::Restarting);

@@ -26,7 +26,17 @@ impl Actor {
                 self.unwanted();
                 Some(Event::StopAsked)
             }
+            Ask::StopForShutdown(patience) => {
+                self.clock.patience = patience;
+                if self.intent.comes_back() {
+                    self.host_goes_down = true;
+                } else {
+                    self.unwanted();
+                }
+                Some(Event::StopAsked)
+            }
             Ask::CancelStop => {
+                self.host_goes_down = false;
                 if self.state == State::Stopping {
                     self.intent.desired = Desired::Running;
                     self.save();
@@ -56,6 +66,7 @@ impl Actor {
     fn unwanted(&mut self) {
         // An end that is being written down is decided anew when that is done.
         let at_its_end = matches!(self.state, State::Resting | State::Gone | State::Ended { .. });
+        self.host_goes_down = false;
         if !at_its_end && self.intent.desired != Desired::Stopped {
             self.intent.desired = Desired::Stopped;
             self.save();
@@ -82,6 +93,7 @@ impl Actor {
             self.run.files = files;
         }
         (self.intent.desired, self.intent.restarts, self.row) = (Desired::Running, 0, 0);
+        self.host_goes_down = false;
         self.asked = Some(AskedStart { told, before: Some(before) });
         self.run.place = Some(place);
         self.emit(EventKind::Starting, "asked for by its owner");

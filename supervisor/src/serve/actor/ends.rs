@@ -54,6 +54,12 @@ impl Actor {
         let ran = self.run.began.is_some() || self.run.meanwhile.is_some();
         let failure = (!ran && kind == EndKind::StartFailed).then(|| self.failure());
         let reason = failure.as_ref().map_or_else(|| self.reason(kind), |failure| failure.message.clone());
+        let (kind, reason) = if asked && self.comes_back() && kind.is_clean() {
+            // As when it goes down without a word: both are followed by a start.
+            (EndKind::HostDown, format!("the host goes down: {reason}"))
+        } else {
+            (kind, reason)
+        };
         tracing::info!(?kind, reason, "ended");
         self.context.metrics.ended(kind);
         self.intent.ended(End { kind, reason: reason.clone(), at: unix_time() });
@@ -143,10 +149,18 @@ impl Actor {
             }
             _ => After::Rest,
         };
-        if after == After::Rest {
+        if after == After::Rest && self.comes_back() {
+            // The next supervisor begins anew with it.
+            self.intent.restarts = 0;
+        } else if after == After::Rest {
             self.intent.desired = Desired::Stopped;
         }
         (Change::Put(Box::new(self.intent.clone())), after)
+    }
+
+    /// It ends because the host does, and is to run when that is back.
+    fn comes_back(&self) -> bool {
+        self.host_goes_down && self.intent.comes_back()
     }
 
     /// It is time for a restart; none where there is no place for it now.
@@ -191,7 +205,7 @@ impl Actor {
         if self.state == State::Resting {
             self.clock.restart_at = None;
             // It was stopped while its end was written down, and a restart was already decided.
-            if self.intent.desired == Desired::Running {
+            if self.intent.desired == Desired::Running && !self.comes_back() {
                 self.intent.desired = Desired::Stopped;
                 self.save();
             }

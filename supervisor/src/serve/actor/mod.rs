@@ -93,6 +93,8 @@ pub struct Actor {
     waiters: Vec<(Goal, Reply)>,
     /// Restarts in a row; see [`super::restart`].
     row: u32,
+    /// It was stopped because the host goes down: it is to run when that is back.
+    host_goes_down: bool,
 }
 
 /// What there is of one run; all of it goes at its end.
@@ -185,6 +187,7 @@ impl Actor {
             asked: None,
             waiters: Vec::new(),
             row: 0,
+            host_goes_down: false,
         };
         // What is queued to be written is queued by now, and the VM is shown as what it is.
         // In all that is logged of it, whatever else is not logged.
@@ -284,11 +287,15 @@ impl Actor {
         if still && sight == Sight::Beat {
             return None;
         }
+        let before = monitor.shown();
         let news = monitor.see(sight, watcher.age());
+        let changed = monitor.shown() != before;
         // Whoever is being stopped has a deadline already.
         let unwell = monitor.to_be_killed().filter(|_| self.state != State::Stopping).map(str::to_owned);
         if let Some(news) = news {
             self.emit(news.kind, &news.cause);
+        }
+        if changed {
             self.publish();
         }
         self.run.unwell = Some(unwell?);

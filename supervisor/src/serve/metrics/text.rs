@@ -175,7 +175,7 @@ fn what_it_is(lines: &mut Lines, summary: &VmSummary) {
     match summary.health {
         Some(HealthState::Healthy) => lines.add(Metric::VmHealthy, &[], 1),
         Some(HealthState::Unhealthy(_) | HealthState::Hung(_)) => lines.add(Metric::VmHealthy, &[], 0),
-        Some(HealthState::Starting) | None => {}
+        Some(HealthState::Starting | HealthState::Unknown(_)) | None => {}
     }
     lines.add(Metric::VmVcpus, &[], summary.cpus);
     lines.add(Metric::VmMemory, &[], u128::from(summary.memory_mib) << 20);

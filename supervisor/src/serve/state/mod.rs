@@ -16,7 +16,7 @@
 //! the next change.
 
 use crate::api::types::{Desired, End, Event, Operation};
-use crate::spec::VmSpec;
+use crate::spec::{Restart, VmSpec};
 use serde::{Deserialize, Serialize};
 
 pub mod hash;
@@ -80,6 +80,11 @@ impl Intent {
     /// Its id as the API shows it.
     pub fn id(&self) -> String {
         id(self.number)
+    }
+
+    /// True for one that is started again after the host went down under it.
+    pub fn comes_back(&self) -> bool {
+        self.desired == Desired::Running && self.spec.restart != Restart::No && !self.remove_when_ended
     }
 
     /// True where the end of this run is written down already.

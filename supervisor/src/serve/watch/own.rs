@@ -5,7 +5,7 @@ use crate::api::types::{ApiError, CreateRequest, ErrorCode, EventKind, Operation
 use crate::reconcile::{Answer, Call, Step, There, Wanted};
 use crate::serve::registry::Who;
 use crate::serve::tenants::Terms;
-use crate::serve::vm::Hold;
+use crate::serve::vm::{Ask, Hold};
 use crate::serve::{Context, tasks};
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,7 +59,7 @@ impl Own {
             (Call::Look, _) => return Ok(Answer::Seen(There::from(&hold.vm.summary()))),
             (Call::Stop, _) => {
                 let patience = Duration::from_secs(DEADLINE_S.into());
-                tasks::stop(&hold, patience, begin(OperationKind::Stop)).await?;
+                tasks::stop(&hold, Ask::Stop(patience), begin(OperationKind::Stop)).await?;
             }
             (Call::Delete, _) => tasks::remove(context, &hold.vm, begin(OperationKind::Remove)).await?,
             (Call::Create | Call::Update, _) => return Ok(Answer::NoVm),
