@@ -85,7 +85,7 @@ install-files:
 	@set -e; place() { \
 		sed '$(placed)' "$$1" >"$$2/$${1##*/}"; \
 		chmod 644 "$$2/$${1##*/}"; echo "$$2/$${1##*/}"; }; \
-	for file in docs/networks.md docs/devices.md packaging/netd.toml packaging/systemd/vmsup-network.conf; do place "$$file" $(DESTDIR)$(PREFIX)/share/vmsup; done; \
+	for file in docs/networks.md docs/devices.md packaging/netd.toml packaging/systemd/vmsup-network.conf packaging/systemd/vmsup-slice.conf; do place "$$file" $(DESTDIR)$(PREFIX)/share/vmsup; done; \
 	for file in packaging/systemd/system/*; do place "$$file" $(DESTDIR)$(PREFIX)/lib/systemd/system; done; \
 	for file in packaging/systemd/user/*; do place "$$file" $(DESTDIR)$(PREFIX)/lib/systemd/user; done; \
 	for folder in sysusers.d tmpfiles.d sysctl.d; do \

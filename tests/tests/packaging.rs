@@ -36,8 +36,9 @@ fn make_install_places_everything_for_its_prefix() {
     let users = USER_UNITS.map(|unit| format!("lib/systemd/user/{unit}"));
     let texts = ["lib/sysusers.d/vmsup.conf", "lib/tmpfiles.d/vmsup.conf"];
     let more = ["lib/sysctl.d/60-vmsup.conf", "lib/udev/rules.d/65-vmsup.rules", "share/vmsup/vmsup.nft"];
-    let docs = ["netd.toml", "networks.md", "devices.md", "vmsup-network.conf", "../man/man1/vmsup-serve.1"]
-        .map(|n| format!("share/vmsup/{n}"));
+    let own = ["vmsup-network.conf", "vmsup-slice.conf", "../man/man1/vmsup-serve.1"];
+    let docs = ["netd.toml", "networks.md", "devices.md"].into_iter().chain(own);
+    let docs: Vec<String> = docs.map(|n| format!("share/vmsup/{n}")).collect();
     let units = units.iter().chain(&users).map(String::as_str);
     let names = units.chain(texts).chain(more).chain(docs.iter().map(String::as_str));
     let etc = ["etc/apparmor.d/vmsup-jailer", "etc/vmsup/netd.toml"].map(PathBuf::from);
@@ -155,6 +156,18 @@ fn systemd_finds_nothing_wrong_with_the_units() {
     std::fs::write(&broken, "[Service]\nExecStart=/nowhere/vmsup\nNoSuchThing=yes\n").unwrap();
     let (_, said) = verify(&[], &[broken]);
     assert!(said.contains("NoSuchThing") && said.contains("/nowhere/vmsup"), "{said}");
+}
+
+#[test]
+fn the_drop_in_for_the_slice_is_one_that_systemd_takes() {
+    if !systemd("the_drop_in_for_the_slice_is_one_that_systemd_takes") {
+        return;
+    }
+    let (scratch, prefix) = installed_here();
+    let slice = scratch.path().join("vmsup.slice");
+    std::fs::copy(prefix.join("share/vmsup/vmsup-slice.conf"), &slice).unwrap();
+    let (fits, said) = verify(&[], &[slice]);
+    assert!(fits && !said.contains("vmsup.slice"), "{said}");
 }
 
 #[test]
