@@ -20,6 +20,8 @@ use crate::spec::{Restart, VmSpec};
 use serde::{Deserialize, Serialize};
 
 pub mod hash;
+#[cfg(test)]
+mod loaded_tests;
 mod open;
 mod pending;
 mod rows;
