@@ -80,7 +80,24 @@ impl<S: Message, R: Message> Channel<S, R> {
     /// [`Error::Closed`] at the end of the connection. After [`Error::Malformed`], [`Error::TooLarge`] and
     /// [`Error::Fds`] the caller drops the channel; no fd of the refused frame stays open.
     pub fn receive(&self) -> Result<(R, Vec<OwnedFd>), Error> {
-        receive_message(self.socket.as_fd())
+        self.receive_or(drop)
+    }
+
+    /// As [`Channel::receive`]; the fds of a frame that is refused go to `refused`, who may close them where that can take
+    /// its time.
+    ///
+    /// # Errors
+    /// As [`Channel::receive`].
+    pub fn receive_or(&self, refused: impl FnOnce(Vec<OwnedFd>)) -> Result<(R, Vec<OwnedFd>), Error> {
+        receive_message(self.socket.as_fd(), R::MAX_FDS > 0, refused)
+    }
+
+    /// As [`Channel::receive`], where no fds are due: those that come all the same never become this process's.
+    ///
+    /// # Errors
+    /// As [`Channel::receive`]; [`Error::TooLarge`] where fds came.
+    pub fn receive_bare(&self) -> Result<R, Error> {
+        receive_message(self.socket.as_fd(), false, drop).map(|(message, _)| message)
     }
 
     /// Exchanges protocol headers; both sides call it first, in either order. Returns the features both have.
@@ -106,7 +123,7 @@ impl<S: Message, R: Message> Channel<S, R> {
     /// # Errors
     /// [`Error::Version`] where name or version differ.
     pub fn meet(&self, name: &str, version: u16, features: u64) -> Result<u64, Error> {
-        let (peer, _) = receive_message::<Protocol>(self.socket.as_fd())?;
+        let (peer, _) = receive_message::<Protocol>(self.socket.as_fd(), false, drop)?;
         if peer.name != name || peer.version != version {
             return Err(Error::Version {
                 peer: format!("{} {}", peer.name.escape_debug(), peer.version),
@@ -128,21 +145,33 @@ impl<S, R> AsFd for Channel<S, R> {
     }
 }
 
-fn receive_message<M: Message>(socket: BorrowedFd<'_>) -> Result<(M, Vec<OwnedFd>), Error> {
+fn receive_message<M: Message>(
+    socket: BorrowedFd<'_>,
+    want_fds: bool,
+    refused: impl FnOnce(Vec<OwnedFd>),
+) -> Result<(M, Vec<OwnedFd>), Error> {
     // One byte more than allowed, so that a frame of exactly the limit is told from a longer one.
     let mut buffer = vec![0u8; M::MAX_BYTES.min(codec::FRAME_LIMIT) + 1];
-    let received = fds::receive(socket, &mut buffer, M::MAX_FDS > 0)?;
+    let received = fds::receive(socket, &mut buffer, want_fds)?;
     if received.bytes == 0 && received.fds.is_empty() {
         return Err(Error::Closed);
     }
-    if received.truncated {
-        return Err(Error::TooLarge(M::MAX_BYTES));
+    let decoded = if received.truncated {
+        Err(Error::TooLarge(M::MAX_BYTES))
+    } else {
+        codec::decode(&buffer[..received.bytes], M::MAX_BYTES)
+    };
+    let fitting = decoded.and_then(|message: M| {
+        let (declared, got) = (message.fd_count(), received.fds.len());
+        if got == declared { Ok(message) } else { Err(Error::Fds { declared, got }) }
+    });
+    match fitting {
+        Ok(message) => Ok((message, received.fds)),
+        Err(error) => {
+            refused(received.fds);
+            Err(error)
+        }
     }
-    let message: M = codec::decode(&buffer[..received.bytes], M::MAX_BYTES)?;
-    if received.fds.len() != message.fd_count() {
-        return Err(Error::Fds { declared: message.fd_count(), got: received.fds.len() });
-    }
-    Ok((message, received.fds))
 }
 
 #[cfg(test)]
@@ -218,6 +247,24 @@ mod tests {
         let fds: Vec<_> = pipes.iter().map(|(_, w)| w.as_fd()).collect();
         raw(&a, &codec::encode(&Ask::Plain(1), 100).unwrap(), &fds);
         assert!(matches!(b.receive(), Err(Error::Fds { declared: 0, got: 3 })));
+        assert!(all_closed(pipes.remove(0)));
+    }
+
+    #[test]
+    fn fds_that_are_not_due_are_never_this_process_s_and_refused_ones_go_where_they_may_be_closed() {
+        let (a, b) = Channel::<Ask, Answer>::pair().unwrap();
+        let mut pipes = pipes(2);
+        a.send(&Ask::WithFds { count: 1 }, &[pipes[0].1.as_fd()]).unwrap();
+        assert!(matches!(b.receive_bare(), Err(Error::TooLarge(_))));
+        assert!(all_closed(pipes.remove(0)));
+        a.send(&Ask::Plain(7), &[]).unwrap();
+        assert_eq!(b.receive_bare().unwrap(), Ask::Plain(7));
+        for bytes in [codec::encode(&Ask::Plain(1), 100).unwrap(), vec![0xff; 40], vec![0; 2000]] {
+            raw(&a, &bytes, &[pipes[0].1.as_fd()]);
+            let mut refused = Vec::new();
+            assert!(b.receive_or(|fds| refused = fds).is_err());
+            assert_eq!(refused.len(), 1);
+        }
         assert!(all_closed(pipes.remove(0)));
     }
 

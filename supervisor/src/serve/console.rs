@@ -13,10 +13,10 @@
 //! The pump runs only while there are readers. Without any, `seen` stays behind, so that the worker never writes the
 //! eventfd and a guest that talks to nobody wakes nobody.
 
-use super::memfd;
 use super::readiness::watch;
+use super::{closing, memfd};
 use rustix::event::EventfdFlags;
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::pipe::PipeFlags;
 use std::io::{Error, Result};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -78,22 +78,17 @@ impl Console {
     ///
     /// # Errors
     /// What is wrong with them; out of fds.
-    pub fn adopted([ring, notify, input]: [OwnedFd; 3], with_input: bool) -> Result<Arc<Console>> {
-        let not = |what: &str| Err(Error::other(format!("what it gave as {what}")));
-        if !memfd::is_sealed(&ring, RING_BYTES) || !open_for(&ring, OFlags::RDWR)? {
-            return not("its console's ring is no sealed memfd of that size");
+    pub fn adopted(ends: [OwnedFd; 3], with_input: bool) -> Result<Arc<Console>> {
+        match fit(&ends) {
+            Ok(input) => {
+                let [ring, notify, _] = ends;
+                Ok(Console::of(ring, notify, input, with_input))
+            }
+            Err(error) => {
+                closing::later(ends);
+                Err(error)
+            }
         }
-        // A read of one that is not non-blocking would hold up everybody.
-        let flags = rustix::fs::fcntl_getfl(&notify)?;
-        if !is_eventfd(&notify)? || !flags.contains(OFlags::NONBLOCK) {
-            return not("its console's signal is no non-blocking eventfd");
-        }
-        if FileType::from_raw_mode(rustix::fs::fstat(&input)?.st_mode) != FileType::Fifo {
-            return not("its console's input is no pipe");
-        }
-        // Ours alone, so that the worker cannot make it blocking.
-        let input = open_again(&input, OFlags::WRONLY)?;
-        Ok(Console::of(ring, notify, input, with_input))
     }
 
     fn of(ring: OwnedFd, notify: OwnedFd, input: OwnedFd, with_input: bool) -> Arc<Console> {
@@ -218,6 +213,26 @@ fn open_again(pipe: &OwnedFd, access: OFlags) -> Result<OwnedFd> {
 
 fn open_for(fd: &OwnedFd, access: OFlags) -> Result<bool> {
     Ok(rustix::fs::fcntl_getfl(fd)? & OFlags::RWMODE == access)
+}
+
+/// Looks at what a worker handed over as its console, and opens the input anew. Asks the kernel only: what it may be instead is
+/// a file whose file system would not answer (fstat(2) asks it).
+fn fit([ring, notify, input]: &[OwnedFd; 3]) -> Result<OwnedFd> {
+    let not = |what: &str| Err(Error::other(format!("what it gave as {what}")));
+    if !memfd::is_sealed(ring, RING_BYTES) || !open_for(ring, OFlags::RDWR)? {
+        return not("its console's ring is no sealed memfd of that size");
+    }
+    // A read of one that is not non-blocking would hold up everybody.
+    let flags = rustix::fs::fcntl_getfl(notify)?;
+    if !is_eventfd(notify)? || !flags.contains(OFlags::NONBLOCK) {
+        return not("its console's signal is no non-blocking eventfd");
+    }
+    // F_GETPIPE_SZ: of a pipe only.
+    if rustix::pipe::fcntl_getpipe_size(input).is_err() {
+        return not("its console's input is no pipe");
+    }
+    // Ours alone, so that the worker cannot make it blocking.
+    open_again(input, OFlags::WRONLY)
 }
 
 /// True for an eventfd, whose fdinfo alone has that line (proc_pid_fdinfo(5)).

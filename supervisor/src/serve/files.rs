@@ -3,6 +3,7 @@
 //! Runs in the supervisor, on threads for blocking work. Which files there are, and what may be one, is
 //! [`crate::guestfile`]'s.
 
+use super::closing;
 use super::side::{Back, Received};
 use super::storage::Images;
 use crate::api::types::ApiError;
@@ -23,6 +24,8 @@ pub struct GuestFiles {
     pub largest_writable: u64,
     /// Who closes them, where somebody else opened them: that may take as long as they like.
     back: Option<Back>,
+    /// Some of them are not on a local file system, so that closing them may take as long as another one likes.
+    remote: bool,
 }
 
 impl GuestFiles {
@@ -37,7 +40,7 @@ impl GuestFiles {
     /// # Errors
     /// The first file that cannot be used, with its field.
     pub fn open(spec: &VmSpec) -> Result<GuestFiles, ApiError> {
-        GuestFiles::collect(spec, |file| file.open(Purpose::Use))
+        GuestFiles::collect(spec, |file| file.open(Purpose::Use)).map(GuestFiles::seen)
     }
 
     /// Takes what was handed over for `spec`. Each fd is an allegation. Runs on a thread of the one who handed it over.
@@ -56,7 +59,13 @@ impl GuestFiles {
     /// # Errors
     /// The first file that is not there or cannot be used, with its field.
     pub fn stored(spec: &VmSpec, images: &Images) -> Result<GuestFiles, ApiError> {
-        GuestFiles::collect(spec, |file| images.open(file))
+        GuestFiles::collect(spec, |file| images.open(file)).map(GuestFiles::seen)
+    }
+
+    /// Looks where they are. Here, on a thread for that: the file system is asked.
+    fn seen(mut self) -> GuestFiles {
+        self.remote = !self.kernel.iter().chain(&self.initrd).chain(&self.disks).all(is_local);
+        self
     }
 
     fn collect(
@@ -81,10 +90,32 @@ impl GuestFiles {
 
 impl Drop for GuestFiles {
     fn drop(&mut self) {
-        if let Some(back) = self.back.take() {
-            back.close(self.kernel.take().into_iter().chain(self.initrd.take()).chain(self.disks.drain(..)));
+        let fds = self.kernel.take().into_iter().chain(self.initrd.take()).chain(self.disks.drain(..));
+        match self.back.take() {
+            Some(back) => back.close(fds),
+            None if self.remote => closing::later(fds),
+            // At once: who starts the VM again finds its disks free.
+            None => drop(fds),
         }
     }
+}
+
+/// File systems of this host alone, whose close(2) waits for nobody else. From linux/magic.h and their own headers.
+const LOCAL: [u32; 10] = [
+    0x0000_ef53, // ext2, ext3, ext4
+    0x5846_5342, // xfs
+    0x9123_683e, // btrfs
+    0xf2f5_2010, // f2fs
+    0x2fc1_2fc1, // zfs
+    0xca45_1a4e, // bcachefs
+    0x0102_1994, // tmpfs, devtmpfs
+    0x8584_58f6, // ramfs
+    0x7371_7368, // squashfs
+    0x794c_7630, // overlayfs: as what lies under it, which root has put there
+];
+
+fn is_local(fd: &OwnedFd) -> bool {
+    rustix::fs::fstatfs(fd).is_ok_and(|fs| LOCAL.contains(&(fs.f_type as u32)))
 }
 
 #[cfg(test)]

@@ -217,3 +217,11 @@ fn a_message_repeats_no_control_characters() {
     let message = kernel(Path::new("/tmp/\x1b[2Jx")).unwrap_err().message;
     assert!(!message.contains('\x1b'), "{message:?}");
 }
+
+#[test]
+fn only_files_of_this_host_are_closed_where_others_wait() {
+    let memfd = crate::serve::memfd::constant("test", b"x").unwrap();
+    assert!(is_local(&memfd));
+    // As any file system that is not known to close by itself.
+    assert!(!is_local(&std::fs::File::open("/proc/self/stat").unwrap().into()));
+}

@@ -26,6 +26,7 @@ mod adopt;
 mod ask;
 mod background;
 pub mod budget;
+pub(crate) mod closing;
 mod confine;
 pub(crate) mod console;
 mod end;

@@ -10,8 +10,9 @@
 //! A shared supervisor opens no path for anybody but its own user, who could open it without its help.
 
 use super::Context;
+use super::closing;
 use super::files::GuestFiles;
-use super::refusals::internal;
+use super::refusals::{internal, unavailable};
 use super::side::Received;
 use super::side::shares::Task;
 use super::state::Intent;
@@ -95,6 +96,11 @@ fn no_paths(spec: &VmSpec) -> ApiError {
 pub async fn open(context: &Context, spec: &VmSpec, source: Source) -> Result<GuestFiles, ApiError> {
     if !GuestFiles::any(spec) && !matches!(source, Source::Handed(_)) {
         return GuestFiles::open(spec);
+    }
+    if closing::is_behind() {
+        return Err(unavailable(
+            "the file systems of VMs' files do not answer (closing them hangs); are they all there? (NFS, FUSE)",
+        ));
     }
     // A file system may take its time, and no other VM is to wait for it.
     let spec = spec.clone();

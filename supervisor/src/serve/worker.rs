@@ -7,11 +7,13 @@
 //! that it ended: where all workers share one uid, another one can fill the kernel's count of that uid's fds in flight, so
 //! that this one's console cannot be sent.
 
+use super::closing;
 use super::end::plain;
 use super::readiness::receive;
 use ipc::Channel;
 use jail_spec::Worker;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -20,7 +22,7 @@ use tokio::sync::Mutex;
 use worker_api::{NAME, Offer, Reply, Request, StartFailure, StartSpec, Stats, Status, Timings, VERSION};
 
 /// The most replies that a worker may owe: one that answers nothing is not asked again until it has answered.
-const OWED_MAX: u32 = 8;
+const OWED_MAX: usize = 8;
 
 /// The way to a worker.
 #[derive(Debug)]
@@ -40,8 +42,9 @@ struct Talk {
     greeted: bool,
     /// Its header came.
     met: bool,
-    /// Replies that are still to come.
-    owed: u32,
+    /// The replies that are still to come: whether they carry fds. Those of a worker may be its disks, on a file system of
+    /// whoever it likes, and none is taken but where it was asked for.
+    owed: VecDeque<bool>,
 }
 
 /// Why a worker could not be spoken to, or what it said no to.
@@ -207,7 +210,10 @@ impl Control {
     /// As [`Control::status`].
     pub async fn console(&self, deadline: Duration) -> Result<[OwnedFd; 3], ControlError> {
         match self.ask_until(deadline, &Request::Console).await? {
-            (Reply::Console, fds) => fds.try_into().map_err(|_| ControlError::Confused),
+            (Reply::Console, fds) => fds.try_into().map_err(|fds: Vec<OwnedFd>| {
+                closing::later(fds);
+                ControlError::Confused
+            }),
             _ => Err(ControlError::Confused),
         }
     }
@@ -243,22 +249,24 @@ impl Control {
 
 impl Talk {
     fn new(socket: OwnedFd) -> Talk {
-        Talk { channel: Channel::new(socket), greeted: false, met: false, owed: 0 }
+        Talk { channel: Channel::new(socket), greeted: false, met: false, owed: VecDeque::new() }
     }
 
     /// Sends a request, behind our header where it is the first, and takes the answer. One after the other; where somebody
     /// gave up waiting, the next one first takes what came for them.
     async fn ask(&mut self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(Reply, Vec<OwnedFd>), ControlError> {
-        if self.owed >= OWED_MAX {
+        if self.owed.len() >= OWED_MAX {
             self.collect()?;
         }
-        if self.owed >= OWED_MAX {
+        if self.owed.len() >= OWED_MAX {
             return Err(ControlError::Silent);
         }
         let greeting =
             if std::mem::replace(&mut self.greeted, true) { Ok(()) } else { self.channel.greet(NAME, VERSION, 0) };
         let sent = greeting.and_then(|()| self.channel.send(request, fds));
-        self.owed += u32::from(sent.is_ok());
+        if sent.is_ok() {
+            self.owed.push_back(matches!(request, Request::Console));
+        }
         if !self.met && matches!(sent, Ok(()) | Err(ipc::Error::Closed)) {
             // One of another release hangs up at our header. Its own is still to be read, and says why.
             receive(&self.channel, |channel| channel.meet(NAME, VERSION, 0)).await?;
@@ -266,25 +274,37 @@ impl Talk {
         }
         sent?;
         loop {
-            let answer = receive(&self.channel, Channel::receive).await?;
-            self.owed -= 1;
-            if self.owed == 0 {
-                return Ok(answer);
+            let fds = self.owed.front() == Some(&true);
+            let (reply, fds) = receive(&self.channel, |channel| answer(channel, fds)).await?;
+            self.owed.pop_front();
+            if self.owed.is_empty() {
+                return Ok((reply, fds));
             }
+            closing::later(fds);
         }
     }
 
     /// Takes the answers that have come since somebody gave up waiting: a worker that stood still and goes on is asked again.
     fn collect(&mut self) -> Result<(), ControlError> {
-        while self.met && self.owed > 0 {
-            match self.channel.receive() {
-                Ok(_) => self.owed -= 1,
+        while self.met
+            && let Some(fds) = self.owed.front()
+        {
+            match answer(&self.channel, *fds) {
+                Ok((_, fds)) => {
+                    self.owed.pop_front();
+                    closing::later(fds);
+                }
                 Err(error) if error.would_block() => break,
                 Err(error) => return Err(error.into()),
             }
         }
         Ok(())
     }
+}
+
+/// A worker's answer, with fds where they are due.
+fn answer(channel: &Channel<Request, Reply>, fds: bool) -> Result<(Reply, Vec<OwnedFd>), ipc::Error> {
+    if fds { channel.receive_or(closing::later) } else { channel.receive_bare().map(|reply| (reply, Vec::new())) }
 }
 
 fn done(reply: Reply) -> Result<(), ControlError> {
