@@ -129,6 +129,8 @@ struct Run {
     /// When its vCPUs began to run, and the same in seconds since 1970.
     began: Option<Instant>,
     started_at: Option<u64>,
+    /// When its worker began to be given it, seconds since 1970.
+    handed_at: Option<u64>,
     monitor: Option<Monitor>,
     watcher: Option<Watcher>,
     /// Why it never ran.

@@ -86,6 +86,8 @@ impl Actor {
     pub(super) fn give(&mut self) {
         let (Some(parcel), Some(held)) = (self.run.parcel.take(), &self.run.held) else { return };
         self.intent.runs += 1;
+        // What is shown is what the handle says: the next supervisor shows the same.
+        self.run.handed_at = Some(unix_time());
         let (context, worker, handle) = (self.context.clone(), held.worker, self.handle(held));
         self.vm.phase.send_modify(|phase| phase.stage = "guest");
         let (written, given) = (self.write_handle(handle), self.run.given.clone());
@@ -134,7 +136,7 @@ impl Actor {
             uid: held.worker.uid,
             slot: held.worker.slot.0,
             warm: held.warm,
-            started_at: self.run.started_at.unwrap_or_else(unix_time),
+            started_at: self.run.started_at.or(self.run.handed_at).unwrap_or_else(unix_time),
             began_ms: handle::uptime().saturating_sub(ran).as_millis() as u64,
             nets: self.run.nets.shown.clone(),
         }
@@ -215,7 +217,7 @@ impl Actor {
     /// Its vCPUs run, or did: the console is that of this run from now on.
     pub(super) fn runs(&mut self) {
         self.context.metrics.started();
-        (self.run.began, self.run.started_at) = (Some(Instant::now()), Some(unix_time()));
+        (self.run.began, self.run.started_at) = (Some(Instant::now()), self.run.handed_at.or_else(|| Some(unix_time())));
         if let Some(console) = self.run.console.take() {
             self.context.registry.new_console(&self.vm);
             self.vm.set_console(console);
