@@ -109,6 +109,31 @@ fn a_supervisor_that_is_told_to_leave_says_what_goes_on_and_a_command_brings_the
 }
 
 #[test]
+fn vms_that_end_with_their_host_come_back_as_their_files_say() {
+    let mut host = host();
+    let stays = start(&host, "stays", "deaf");
+    let mut file: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(host.guest("back", "deaf", "")).unwrap()).unwrap();
+    file["restart"] = "always".into();
+    host.vmsup(&["start", &host.file("back", &file)]).ok();
+    let back = pid(&host, "back");
+    host.vmsup(&["stop", "--all", "--for-shutdown", "--timeout", "0"]).ok();
+    assert!(!lives(stays) && !lives(back));
+    assert_eq!((host.state("stays"), host.state("back")), ("stopped".into(), "crashed".into()));
+    assert_eq!(host.inspect("back")["end"]["kind"], "host_down");
+    host.leave();
+    host.next();
+    eventually("its start", || host.state("back") == "running");
+    assert_eq!(host.state("stays"), "stopped");
+    // Whoever stops it for good has it stay.
+    host.vmsup(&["stop", "back", "--timeout", "0"]).ok();
+    host.leave();
+    host.next();
+    assert_eq!(host.state("back"), "stopped");
+    nothing_is_left_of(host, &["stays", "back"]);
+}
+
+#[test]
 fn a_vm_that_ended_while_nobody_looked_has_its_true_end() {
     let mut host = host();
     let (dies, goes_on) = (start(&host, "dies", "deaf"), start(&host, "goes-on", "deaf"));
