@@ -176,4 +176,13 @@ fn doctor_fails_at_a_supervisor_that_hangs_up_or_has_lost_its_jailer() {
         Answer::Json(200, version)
     });
     assert_eq!((&line("supervisor")["state"], &line("state")["state"]), (&"failure".into(), &"unknown".into()));
+    assert!(line("supervisor")["mend"].as_str().unwrap().starts_with("kill 7 "), "{}", line("supervisor"));
+    // No pid of a supervisor gets into a command.
+    let line = doctor_of(|_| {
+        let mut version = good_version();
+        version["pid"] = (-1).into();
+        version["version"] = "0.0.1".into();
+        Answer::Json(200, version)
+    })("supervisor");
+    assert!(line["state"] == "failure" && !line["mend"].as_str().unwrap().contains("kill"), "{line}");
 }

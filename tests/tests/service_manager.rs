@@ -268,7 +268,14 @@ fn the_units_start_a_vm_with_a_network_under_systemd() {
         assert_eq!(process == "vmsup-worker", uid >= 100_000, "{process} runs as {uid}");
     }
     let doctor = manager.run(&["setpriv", "--reuid=vmsup", "--regid=vmsup", "--init-groups", "vmsup", "doctor"]).0;
-    assert!(doctor.contains("each VM has a uid of its own") && doctor.contains("CAP_NET_ADMIN alone"), "{doctor}");
+    for found in ["each VM has a uid of its own", "CAP_NET_ADMIN alone", "active: systemd starts supervisor and jailer"]
+    {
+        assert!(doctor.contains(found), "{found}: {doctor}");
+    }
+    assert!(
+        doctor.contains("/var/lib/vmsup;") && doctor.contains("the supervisor writes what its VMs are"),
+        "{doctor}"
+    );
 
     // Rules loaded again, netd told to read its file, killed, and started again: the guest answers, its lease is known.
     manager.ok(&["systemctl", "reload", "vmsup-nft"]);
