@@ -19,7 +19,7 @@ use std::process::Stdio;
 use std::time::Duration;
 use vmsup_tests::host::{Host, Ran, guest_file};
 use vmsup_tests::user::{self, User};
-use vmsup_tests::{Scratch, as_root, eventually, names, program};
+use vmsup_tests::{Scratch, as_root, eventually, names, program, skip};
 
 /// What is spoken on the side socket (supervisor/src/side.rs).
 const NAME: &str = "vmsup-files";
@@ -502,4 +502,51 @@ fn apply_hands_files_over_and_imports_what_is_new() {
     assert_ne!(inode("kernel-"), kernel_before);
     tenant.vmsup(&["rm", "--force", "a"]).ok();
     assert!(shared.is_empty());
+}
+
+#[test]
+fn a_block_device_is_imported_whole() {
+    const TEST: &str = "a_block_device_is_imported_whole";
+    if !as_root(TEST) {
+        return;
+    }
+    let shared = Shared::start(1);
+    let [tenant, _] = shared.tenants();
+    let backing = tenant.file("backing", |path| {
+        let mut bytes = vec![0u8; 3 << 20];
+        bytes[2 << 20..].fill(9);
+        std::fs::write(path, bytes).unwrap();
+    });
+    let Some(device) = Loop::of(&backing) else { return skip(TEST, "no loop device can be had here") };
+    let node = tenant.home.path().join("device");
+    let rdev = std::fs::metadata(&device.0).unwrap().rdev();
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &node, rustix::fs::FileType::BlockDevice, mode, rdev).unwrap();
+    std::os::unix::fs::chown(&node, Some(tenant.user.uid), None).unwrap();
+    let spec = json!({
+        "name": "a", "cpus": 1, "memory_mib": 32, "boot": { "kernel": tenant.kernel("hello") }, "disks": [{ "path": node }],
+    });
+    tenant.vmsup(&["start", &tenant.spec(&spec)]).ok();
+    tenant.vmsup(&["wait", "a"]).ok();
+    let images = shared.images();
+    let disk = images.iter().find(|path| path.file_name().unwrap().to_str().unwrap().starts_with("disk-")).unwrap();
+    assert!(std::fs::read(disk).unwrap() == std::fs::read(&backing).unwrap());
+    assert!(disk.metadata().unwrap().blocks() * 512 < 2 << 20, "zeroes are holes");
+    tenant.vmsup(&["rm", "a"]).ok();
+}
+
+/// A loop device, until it is dropped.
+struct Loop(String);
+
+impl Loop {
+    fn of(file: &str) -> Option<Loop> {
+        let made = std::process::Command::new("losetup").args(["--find", "--show", file]).output().ok()?;
+        made.status.success().then(|| Loop(String::from_utf8(made.stdout).unwrap().trim().to_owned()))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("losetup").args(["--detach", &self.0]).status();
+    }
 }

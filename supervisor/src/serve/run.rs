@@ -106,7 +106,8 @@ pub async fn run(ready: Ready, serving: impl FnOnce()) -> Result<(), ServeError>
     settle(&context, fates.map_err(|e| ServeError::System("taking over the VMs that run (they go on)", e))?);
 
     fault::here(Step::AdoptSettled);
-    let vms = context.registry.list().iter().map(|vm| vm.intent()).collect();
+    let vms: Vec<_> = context.registry.list().iter().map(|vm| vm.intent()).collect();
+    context.storage.charge_all(&context.tenants, &vms);
     tokio::spawn({
         let context = context.clone();
         async move { context.storage.clean(&context.tenants, vms, complete).await }

@@ -183,6 +183,16 @@ impl Storage {
         }
     }
 
+    /// Charges the owners of these VMs for what an earlier supervisor imported for them.
+    pub fn charge_all(&self, tenants: &Tenants, vms: &[Arc<Intent>]) {
+        let mut entries = self.lock();
+        for intent in vms {
+            if let Some(entry) = entries.get_mut(&intent.number) {
+                entry.charged = vec![tenants.charge(intent.owner, Demand::disk(entry.stored))];
+            }
+        }
+    }
+
     /// Removes what belongs to no VM: imports that a supervisor did not live to finish. `vms` are those that there are, all of
     /// them where this is `complete`: a database that was lost is no reason to remove the disks of the VMs that were in it.
     pub async fn clean(self: &Arc<Self>, tenants: &Tenants, vms: Vec<Arc<Intent>>, complete: bool) {

@@ -289,6 +289,8 @@ async fn what_a_dead_supervisor_left_goes_unless_its_vms_were_lost() {
     std::fs::write(images.join("README"), "not ours").unwrap();
     let storage = Arc::new(Storage::for_tests(&images));
     let tenants = Tenants::of_one(1);
+    storage.charge_all(&tenants, &[vm.intent()]);
+    assert_eq!(tenants.used(TENANT).disk_bytes, 8206, "before anything is removed");
     storage.clean(&tenants, vec![vm.intent()], false).await;
     assert!(stray.exists() && storage.has(0xaa));
     storage.clean(&tenants, vec![vm.intent()], true).await;
