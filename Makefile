@@ -11,9 +11,9 @@ release := $(target)/x86_64-unknown-linux-gnu/release
 
 # What is installed names what is installed: the paths of a checkout, in texts and in their links, become placeholders, and
 # those the paths of this installation.
-placed := s|](\.\./policies/nft/|](|g; s|](\.\./packaging/netd\.toml)|](netd.toml)|g; \
+placed := s|](\.\./policies/nft/|](|g; s|](\.\./packaging/\([a-z]*\.toml\))|](\1)|g; \
 	s|/usr/local/|@PREFIX@/|g; s|/etc/vmsup/|@SYSCONFDIR@/vmsup/|g; s|/etc/apparmor\.d/|@SYSCONFDIR@/apparmor.d/|g; \
-	s|docs/networks\.md|@DATADIR@/vmsup/networks.md|g; s|packaging/netd\.toml|@DATADIR@/vmsup/netd.toml|g; \
+	s|docs/\(networks\|tenants\)\.md|@DATADIR@/vmsup/\1.md|g; s|packaging/\(netd\|supervisor\)\.toml|@DATADIR@/vmsup/\1.toml|g; \
 	s|policies/nft/vmsup\.nft|@DATADIR@/vmsup/vmsup.nft|g; \
 	s|packaging/sysctl\.d/|@PREFIX@/lib/sysctl.d/|g; s|packaging/udev/|@PREFIX@/lib/udev/rules.d/|g; \
 	s|@BINDIR@|@PREFIX@/bin|g; s|@DATADIR@|@PREFIX@/share|g; \
@@ -70,7 +70,7 @@ install: build
 	@$(MAKE) --no-print-directory install-files
 
 ## What is built already, and what goes with it: units and their surroundings below PREFIX, what a host's root edits in
-## SYSCONFDIR. A netd.toml that is there stays.
+## SYSCONFDIR. A netd.toml or supervisor.toml that is there stays.
 install-files:
 	install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin share/man/man1 share/bash-completion/completions share/vmsup/examples/fleet \
 		lib/systemd/system lib/systemd/user lib/sysusers.d lib/tmpfiles.d lib/sysctl.d lib/udev/rules.d) \
@@ -85,15 +85,17 @@ install-files:
 	@set -e; place() { \
 		sed '$(placed)' "$$1" >"$$2/$${1##*/}"; \
 		chmod 644 "$$2/$${1##*/}"; echo "$$2/$${1##*/}"; }; \
-	for file in docs/networks.md docs/devices.md packaging/netd.toml packaging/systemd/vmsup-network.conf packaging/systemd/vmsup-slice.conf; do place "$$file" $(DESTDIR)$(PREFIX)/share/vmsup; done; \
+	for file in docs/networks.md docs/devices.md docs/tenants.md packaging/netd.toml packaging/supervisor.toml \
+		packaging/systemd/vmsup-network.conf packaging/systemd/vmsup-slice.conf; do place "$$file" $(DESTDIR)$(PREFIX)/share/vmsup; done; \
 	for file in packaging/systemd/system/*; do place "$$file" $(DESTDIR)$(PREFIX)/lib/systemd/system; done; \
 	for file in packaging/systemd/user/*; do place "$$file" $(DESTDIR)$(PREFIX)/lib/systemd/user; done; \
 	for folder in sysusers.d tmpfiles.d sysctl.d; do \
 		for file in packaging/$$folder/*; do place "$$file" $(DESTDIR)$(PREFIX)/lib/$$folder; done; done; \
 	for file in packaging/udev/*; do place "$$file" $(DESTDIR)$(PREFIX)/lib/udev/rules.d; done; \
 	for file in packaging/apparmor/*; do place "$$file" $(DESTDIR)$(SYSCONFDIR)/apparmor.d; done
-	@if [ ! -e $(DESTDIR)$(SYSCONFDIR)/vmsup/netd.toml ]; then \
-		install -m 644 $(DESTDIR)$(PREFIX)/share/vmsup/netd.toml $(DESTDIR)$(SYSCONFDIR)/vmsup/netd.toml; fi
+	@set -e; for file in netd.toml supervisor.toml; do \
+		if [ ! -e $(DESTDIR)$(SYSCONFDIR)/vmsup/$$file ]; then \
+			install -m 644 $(DESTDIR)$(PREFIX)/share/vmsup/$$file $(DESTDIR)$(SYSCONFDIR)/vmsup/$$file; fi; done
 
 clean:
 	rm -rf target/bin target/guest target/testhost target/test-logs target/bench

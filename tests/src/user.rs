@@ -36,6 +36,11 @@ pub fn netd() -> User {
     named("vmsup-netd")
 }
 
+/// Somebody whom nobody has named; for root only.
+pub fn stranger() -> User {
+    named("nobody")
+}
+
 fn named(name: &str) -> User {
     let passwd = std::fs::read_to_string("/etc/passwd").unwrap();
     let own = rustix::process::geteuid();

@@ -37,11 +37,11 @@ fn make_install_places_everything_for_its_prefix() {
     let texts = ["lib/sysusers.d/vmsup.conf", "lib/tmpfiles.d/vmsup.conf"];
     let more = ["lib/sysctl.d/60-vmsup.conf", "lib/udev/rules.d/65-vmsup.rules", "share/vmsup/vmsup.nft"];
     let own = ["vmsup-network.conf", "vmsup-slice.conf", "../man/man1/vmsup-serve.1"];
-    let docs = ["netd.toml", "networks.md", "devices.md"].into_iter().chain(own);
+    let docs = ["netd.toml", "supervisor.toml", "networks.md", "devices.md", "tenants.md"].into_iter().chain(own);
     let docs: Vec<String> = docs.map(|n| format!("share/vmsup/{n}")).collect();
     let units = units.iter().chain(&users).map(String::as_str);
     let names = units.chain(texts).chain(more).chain(docs.iter().map(String::as_str));
-    let etc = ["etc/apparmor.d/vmsup-jailer", "etc/vmsup/netd.toml"].map(PathBuf::from);
+    let etc = ["etc/apparmor.d/vmsup-jailer", "etc/vmsup/netd.toml", "etc/vmsup/supervisor.toml"].map(PathBuf::from);
     for name in names.map(|n| Path::new("opt/vm").join(n)).chain(etc) {
         let path = scratch.path().join(&name);
         let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", name.display()));
@@ -59,10 +59,14 @@ fn make_install_places_everything_for_its_prefix() {
         }
     }
     // A second installation leaves what root has edited.
-    let edited = scratch.path().join("etc/vmsup/netd.toml");
-    std::fs::write(&edited, "# mine\n").unwrap();
+    let edited = ["netd.toml", "supervisor.toml"].map(|name| scratch.path().join("etc/vmsup").join(name));
+    for file in &edited {
+        std::fs::write(file, "# mine\n").unwrap();
+    }
     install(scratch.path(), "/opt/vm", "/etc");
-    assert_eq!(std::fs::read_to_string(&edited).unwrap(), "# mine\n");
+    for file in edited {
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "# mine\n", "{}", file.display());
+    }
 }
 
 #[test]
@@ -78,9 +82,11 @@ fn what_is_installed_names_and_links_to_what_is_installed() {
         |start: &str| unit.lines().find_map(|l| l.strip_prefix(start)).unwrap_or_else(|| panic!("{start}")).to_owned();
     assert_eq!(said("ConditionPathExists="), format!("{etc}/vmsup/netd.toml"));
     assert_eq!(said("ExecStart="), format!("{prefix}/bin/vmsup-netd --config {etc}/vmsup/netd.toml"));
+    let unit = read(&format!("{prefix}/lib/systemd/system/vmsup.service"));
+    assert!(unit.contains(&format!("{prefix}/bin/vmsup serve --config {etc}/vmsup/supervisor.toml --")), "{unit}");
     let folder = scratch.path().join(&prefix[1..]).join("share/vmsup");
     let mut links = 0;
-    for file in ["networks.md", "devices.md", "netd.toml"] {
+    for file in ["networks.md", "devices.md", "tenants.md", "netd.toml", "supervisor.toml"] {
         let text = read(&format!("{prefix}/share/vmsup/{file}"));
         for checkout in ["packaging/", "../", "/etc/vmsup/", "/usr/local/share", "policies/nft/", " docs/"] {
             let found = text.lines().find(|l| l.replace(etc, "").contains(checkout));
@@ -98,6 +104,31 @@ fn what_is_installed_names_and_links_to_what_is_installed() {
     }
     assert!(links > 2, "{links}");
     assert!(read(&format!("{prefix}/share/vmsup/networks.md")).contains(&format!("{etc}/apparmor.d/vmsup-jailer")));
+}
+
+#[test]
+fn the_example_of_who_may_use_the_supervisor_lets_nobody_in_and_is_valid_with_every_field_in_force() {
+    let scratch = Scratch::new(&me());
+    let shipped =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/supervisor.toml")).unwrap();
+    let lists = |line: &str| line.starts_with("# [") || line.starts_with("# ") && line.contains(" = ");
+    let uncommented = shipped.lines().map(|l| l.strip_prefix("# ").filter(|_| lists(l)).unwrap_or(l));
+    let full = uncommented.collect::<Vec<_>>().join("\n").replace("alice]", "root]");
+    assert!(full.contains("\nforwards = []") && full.contains("\n[quota.users.root]"), "{full}");
+    let file = scratch.path().join("supervisor.toml");
+    let check = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        Command::new(program("vmsup")).args(["serve", "--check", "--config"]).arg(&file).output().unwrap()
+    };
+    for (text, says) in [(&shipped, "nobody may use it but"), (&full, "members of 1 group are its administrators")] {
+        let checked = check(text);
+        let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+        assert!(checked.status.success() && said.contains(says), "{checked:?}");
+    }
+    let wrong = check(&shipped.replace("# vms = 8 ", "vmss = 8 "));
+    let said = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert_eq!(wrong.status.code(), Some(2), "{wrong:?}");
+    assert!(said.contains("supervisor.toml:") && said.contains("vmss"), "{said}");
 }
 
 /// `text` with its commented fields and tables in force, and with names that every host has.

@@ -10,7 +10,7 @@ use super::output::{print, print_json};
 use super::sanitize::line;
 use super::vms::{create, note_limits, state};
 use std::path::Path;
-use vmsup::api::types::{ErrorCode, StopRequest, VmInfo, VmState, VmSummary};
+use vmsup::api::types::{ErrorCode, StopRequest, VersionInfo, VmInfo, VmState, VmSummary};
 use vmsup::vmjson::{SpecFile, check};
 
 /// How many VMs are asked at the same time; the supervisor has room for more connections than that.
@@ -178,8 +178,17 @@ fn chosen(client: &Client, vms: &Vms, fits: impl Fn(&VmSummary) -> bool) -> Resu
     if !vms.all {
         return Ok(vms.vms.clone());
     }
-    let all: Vec<VmSummary> = client.connect()?.call("GET", "/v1/vms")?;
-    Ok(all.into_iter().filter(|vm| fits(vm)).map(|vm| vm.id).collect())
+    let mut api = client.connect()?;
+    let mut all: Vec<VmSummary> = api.call("GET", "/v1/vms")?;
+    all.retain(fits);
+    let me = rustix::process::getuid().as_raw();
+    let others = all.iter().filter(|vm| vm.owner != me).count();
+    if others > 0 && me != 0 && api.call::<VersionInfo>("GET", "/v1/version")?.uid != me {
+        // An administrator says which ones; to root and to the supervisor's own user, who shut the host down, they are all one.
+        all.retain(|vm| vm.owner == me);
+        notice(&format!("{others} VMs of others are left as they are; name those that you mean (vmsup ls)"));
+    }
+    Ok(all.into_iter().map(|vm| vm.id).collect())
 }
 
 type Answers<T> = Vec<(String, Result<T, CallError>)>;

@@ -481,6 +481,9 @@ pub struct Serve {
     /// No file of theirs is opened by its path then. SIGHUP reads it again; a file that is wrong changes nothing.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
+    /// Only say whom --config lets in, or what is wrong with it, and where.
+    #[arg(long, requires = "config")]
+    pub check: bool,
     /// How many warm workers wait for VMs. Each starts a VM faster by a millisecond or two and costs about 1 MiB.
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = workers)]
     pub pool: u32,

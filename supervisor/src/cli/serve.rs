@@ -2,9 +2,11 @@
 
 use super::args::Serve;
 use super::failure::{ALREADY_SERVED, BAD_INPUT, FAILED, Failure};
+use super::output::print;
 use std::io::ErrorKind;
 use std::path::PathBuf;
-use vmsup::serve::{ServeError, ServeOptions, serve as serve_until_told};
+use vmsup::serve::{ServeError, ServeOptions, check_config, serve as serve_until_told};
+use vmsup::vmjson::check::escaped_path;
 
 /// Runs the supervisor in this process.
 pub fn serve(socket: Option<PathBuf>, args: Serve) -> Result<(), Failure> {
@@ -12,6 +14,7 @@ pub fn serve(socket: Option<PathBuf>, args: Serve) -> Result<(), Failure> {
         runtime_dir,
         state_dir,
         config,
+        check,
         pool,
         jailer,
         worker,
@@ -23,6 +26,10 @@ pub fn serve(socket: Option<PathBuf>, args: Serve) -> Result<(), Failure> {
         watch_prune,
         background,
     } = args;
+    if let Some(file) = config.as_deref().filter(|_| check) {
+        let said = check_config(file).map_err(|error| Failure::input(error.to_string()))?;
+        return print(format!("{}: nothing wrong: {said}\n", escaped_path(file)));
+    }
     let options = ServeOptions {
         socket,
         runtime_dir,

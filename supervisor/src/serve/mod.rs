@@ -78,6 +78,7 @@ mod worker;
 pub(crate) use host::Host;
 pub(crate) use jail::Jail;
 pub(crate) use netd::Netd;
+pub use tenants::{ConfigError, check as check_config};
 
 /// What `vmsup serve` was told.
 #[derive(Debug, Clone, Default)]

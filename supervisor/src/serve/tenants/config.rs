@@ -315,6 +315,23 @@ fn ports(text: &PortText) -> Result<(u16, u16), String> {
 }
 
 impl Config {
+    /// Whom it lets in, in a sentence.
+    pub fn summary(&self) -> String {
+        let counted = |n: usize, one: &str| format!("{n} {one}{}", if n == 1 { "" } else { "s" });
+        let who = match (self.access.users.len(), self.access.groups.len()) {
+            (0, 0) => "nobody may use it but root, its own user and administrators".to_owned(),
+            (users, 0) => format!("{} may use it", counted(users, "user")),
+            (0, groups) => format!("members of {} may use it", counted(groups, "group")),
+            (users, groups) => {
+                format!("{} and members of {} may use it", counted(users, "user"), counted(groups, "group"))
+            }
+        };
+        match self.administrators.groups.len() {
+            0 => format!("{who}; it has no administrators"),
+            groups => format!("{who}; members of {} are its administrators", counted(groups, "group")),
+        }
+    }
+
     /// What `peer` is here; nothing where they may not use this supervisor.
     pub fn standing(&self, peer: &Peer) -> Option<Standing> {
         if self.administrators.includes(peer) {

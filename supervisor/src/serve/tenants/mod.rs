@@ -20,6 +20,7 @@ use config::Config;
 use ipc::peer::Peer;
 use quota::Ledger;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -38,6 +39,15 @@ struct Shared {
     source: Source,
     /// As it was read last.
     config: watch::Sender<Arc<Config>>,
+}
+
+/// What is wrong with a configuration, or whom it lets in.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn check(file: &Path) -> Result<String, ConfigError> {
+    let own = rustix::process::geteuid().as_raw();
+    Ok(config::read(&Source::of(file, own)?)?.summary())
 }
 
 impl Tenants {
