@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use vmsup_tests::host::{Host, Ran};
+use vmsup_tests::host::{Host, Ran, guest_file};
 use vmsup_tests::user::{self, User};
 use vmsup_tests::{Scratch, as_root, eventually};
 
@@ -55,9 +55,10 @@ impl Tenant {
         serde_json::from_str(&self.vmsup(args).ok()).unwrap()
     }
 
-    /// A VM that sleeps until its power button is pressed.
+    /// A VM that sleeps until it is killed.
     fn file(&self, name: &str) -> String {
-        let json = serde_json::json!({ "name": name, "cpus": 1, "memory_mib": 32, "boot": { "builtin": "net" } });
+        let boot = serde_json::json!({ "kernel": guest_file("deaf") });
+        let json = serde_json::json!({ "name": name, "cpus": 1, "memory_mib": 32, "boot": boot });
         let path = self.files.path().join(format!("{name}.json"));
         std::fs::write(&path, json.to_string()).unwrap();
         path.to_str().unwrap().to_owned()
@@ -150,7 +151,7 @@ fn a_tenant_neither_sees_nor_touches_anothers_vm() {
     bob.vmsup(&["kill", "secret"]).ok();
     bob.vmsup(&["rm", "--all"]).ok();
     assert_eq!(alice.json(&["inspect", "--json", "secret"])["state"], "running");
-    alice.vmsup(&["stop", "secret"]).ok();
+    alice.vmsup(&["kill", "secret"]).ok();
 }
 
 #[test]

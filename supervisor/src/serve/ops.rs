@@ -92,10 +92,9 @@ impl Operations {
         let cancel = entry.cancel.subscribe();
         inner.all.insert(id, entry);
         while inner.all.len() > KEPT {
-            let Some(oldest) = inner.all.iter().find(|(_, entry)| !entry.is_running()).map(|(id, _)| *id) else {
-                break;
-            };
-            inner.all.remove(&oldest);
+            let over = inner.all.iter().filter(|(_, entry)| !entry.is_running());
+            let Some(goes) = oldest_of_most(over.map(|(id, entry)| (*id, entry.record.borrow().owner))) else { break };
+            inner.all.remove(&goes);
         }
         drop(inner);
         Running { operations: self.clone(), id, cancel, over: false }
@@ -138,6 +137,16 @@ impl Operations {
             self.store.queue(Change::Operation(entry.record.borrow().clone()));
         }
     }
+}
+
+/// Of all, oldest first, each with its owner: the oldest of those who have most. One who does much keeps nobody else's from
+/// being found.
+pub fn oldest_of_most<T: Copy>(all: impl Iterator<Item = (T, u32)>) -> Option<T> {
+    let mut owners: BTreeMap<u32, (usize, T)> = BTreeMap::new();
+    for (item, owner) in all {
+        owners.entry(owner).or_insert((0, item)).0 += 1;
+    }
+    owners.into_values().max_by_key(|(count, _)| *count).map(|(_, oldest)| oldest)
 }
 
 impl Running {
@@ -262,5 +271,18 @@ mod tests {
         assert!(operations.get(id).is_none() && operations.list().len() == KEPT);
         let end = waiting.wait_for(|op| op.state != OperationState::Running).await.unwrap();
         assert_eq!(end.state, OperationState::Cancelled);
+    }
+
+    #[test]
+    fn who_does_much_keeps_what_others_did_from_no_list() {
+        let operations = Operations::new(Vec::new(), Store::in_memory());
+        let first = operations.begin(OperationKind::Stop, "a", 1, "guest");
+        let id = first.id();
+        first.end(Ok(()));
+        for _ in 0..2 * KEPT {
+            operations.begin(OperationKind::Stop, "b", 2, "guest").end(Ok(()));
+        }
+        assert!(operations.get(id).is_some());
+        assert_eq!(operations.list().len(), KEPT);
     }
 }

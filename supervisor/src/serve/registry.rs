@@ -5,6 +5,7 @@
 //! that who waited for it still gets the answer.
 
 use super::budget::Budget;
+use super::ops::oldest_of_most;
 use crate::api::types::{ApiError, ErrorCode, VmState};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -170,23 +171,27 @@ impl<V: Entry> Registry<V> {
         inner.retired.retain(|other| other.number() != vm.number());
     }
 
-    /// Takes a VM that has ended off the list; it is still found. The oldest of too many goes.
+    /// Takes a VM that has ended off the list; it is still found. Of too many, the oldest of who has most goes.
     pub fn retire(&self, vm: &Arc<V>) {
         let mut inner = self.lock();
         inner.unlist(vm);
         inner.retired.push(vm.clone());
-        if inner.retired.len() > self.budget.kept {
-            inner.retired.remove(0);
+        if inner.retired.len() > self.budget.kept
+            && let Some(at) = oldest_of_most(inner.retired.iter().enumerate().map(|(at, vm)| (at, vm.owner())))
+        {
+            inner.retired.remove(at);
         }
     }
 
-    /// A run of a VM is over, and its console is kept; that of the one that ended first of too many goes.
+    /// A run of a VM is over, and its console is kept; of too many, that which ended first of who has most goes.
     pub fn keep_console(&self, vm: &Arc<V>) {
         let mut inner = self.lock();
         inner.consoles.retain(|other| other.number() != vm.number());
         inner.consoles.push(vm.clone());
-        if inner.consoles.len() > self.budget.kept {
-            inner.consoles.remove(0).drop_console();
+        if inner.consoles.len() > self.budget.kept
+            && let Some(at) = oldest_of_most(inner.consoles.iter().enumerate().map(|(at, vm)| (at, vm.owner())))
+        {
+            inner.consoles.remove(at).drop_console();
         }
     }
 
