@@ -13,7 +13,8 @@ release := $(target)/x86_64-unknown-linux-gnu/release
 # those the paths of this installation.
 placed := s|](\.\./policies/nft/|](|g; s|](\.\./packaging/\([a-z]*\.toml\))|](\1)|g; \
 	s|/usr/local/|@PREFIX@/|g; s|/etc/vmsup/|@SYSCONFDIR@/vmsup/|g; s|/etc/apparmor\.d/|@SYSCONFDIR@/apparmor.d/|g; \
-	s|docs/\(networks\|tenants\)\.md|@DATADIR@/vmsup/\1.md|g; s|packaging/\(netd\|supervisor\)\.toml|@DATADIR@/vmsup/\1.toml|g; \
+	s|docs/networks\.md|@DATADIR@/vmsup/networks.md|g; s|docs/tenants\.md|@DATADIR@/vmsup/tenants.md|g; \
+	s|packaging/netd\.toml|@DATADIR@/vmsup/netd.toml|g; s|packaging/supervisor\.toml|@DATADIR@/vmsup/supervisor.toml|g; \
 	s|policies/nft/vmsup\.nft|@DATADIR@/vmsup/vmsup.nft|g; \
 	s|packaging/sysctl\.d/|@PREFIX@/lib/sysctl.d/|g; s|packaging/udev/|@PREFIX@/lib/udev/rules.d/|g; \
 	s|@BINDIR@|@PREFIX@/bin|g; s|@DATADIR@|@PREFIX@/share|g; \
