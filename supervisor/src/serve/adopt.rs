@@ -16,21 +16,19 @@
 //!   on; how it ends nobody will tell.
 //! - One that nobody knows is killed: nobody could reach what it runs.
 
+use super::Context;
 use super::console::Console;
 use super::end::WorkerEnd;
 use super::fault::{self, Step};
-use super::handle::{self, Handle, Left};
-use super::jail::{Held, Inherited, ListedWorker, Listing};
+use super::handle::{self, Handle};
+use super::jail::{Held, Inherited};
 use super::nets::Interfaces;
 use super::start::cgroup_limits;
 use super::state::{self, Intent};
-use super::worker::{self, Control, ControlError};
-use super::{Context, Host};
-use jail_spec::{CgroupLimits, Slot, Worker};
+use super::worker::{Control, ControlError};
+use jail_spec::{CgroupLimits, Worker};
 use netd_api::{LeaseId, VmId};
-use rustix::process::{Pid, PidfdFlags, Signal};
 use std::collections::{BTreeSet, HashMap};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -39,8 +37,10 @@ use tokio::time::{Instant, timeout, timeout_at};
 use worker_api::Status;
 
 mod judge;
+mod look;
 
-pub use judge::{Evidence, Living, Verdict, Verdicts, judge};
+pub use judge::{Verdict, Verdicts};
+pub use look::look;
 
 /// How many workers are asked at the same time.
 const AT_ONCE: usize = 256;
@@ -106,73 +106,6 @@ pub struct Found {
     pub started_at: u64,
     /// How long they have run.
     pub ran: Duration,
-}
-
-/// Judges by what can be read, before the supervisor is confined. What a handle names and the jailer does not is put into its
-/// list where it can be reached, else ended.
-pub fn look(host: &Host, new: bool, rows: Vec<Intent>, left: Left, listing: &mut Listing) -> Verdicts {
-    let mut said = Vec::new();
-    for handle in left.handles.iter().filter(|handle| handle.boot_id == host.boot_id) {
-        said.extend(unlisted(&host.workers, handle, listing));
-    }
-    let living = |listed: &super::jail::ListedWorker| Living {
-        worker: listed.worker,
-        start_time: start_time(listed.worker.pid),
-        inode: handle::pidfd_inode(&listed.pidfd),
-    };
-    let evidence = Evidence {
-        boot_id: host.boot_id.clone(),
-        new,
-        rows,
-        handles: left.handles,
-        living: listing.living.iter().map(living).collect(),
-        ended: listing.ended.iter().map(|ended| (ended.slot, ended.pid)).collect(),
-    };
-    let mut verdicts = judge(&evidence);
-    verdicts.said.extend(left.trouble.into_iter().chain(said));
-    verdicts
-}
-
-/// What becomes of a worker that a handle of this boot names and that the jailer has not named: where it lives and is behind
-/// its socket, the jailer has left it alone and gives its slot to nobody. It goes on. Says what people should know.
-fn unlisted(workers: &OwnedFd, handle: &Handle, listing: &mut Listing) -> Option<String> {
-    if listing.living.iter().any(|listed| listed.worker.pid == handle.pid) {
-        return None;
-    }
-    let pidfd = process_of(handle)?;
-    let (name, pid) = (&handle.intent.spec.name, handle.pid);
-    let worker = Worker { slot: Slot(handle.slot), pid, start_time: handle.start_time, uid: handle.uid };
-    let there = worker::knock(workers, &worker).map_or_else(|error| error.is_full(), |()| true);
-    if there && !listing.living.iter().any(|listed| listed.worker.slot == worker.slot) {
-        listing.living.push(ListedWorker { worker, pidfd, stopped: false, unlisted: true });
-        return Some(format!(
-            "the jailer leaves the worker of {name} (pid {pid}, uid {}) alone; it goes on without limits, and nobody will \
-             tell how it ends: were the ranges of this user in /etc/subuid and /etc/subgid changed? Stop {name} and start it \
-             again when it suits you",
-            handle.uid
-        ));
-    }
-    rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).ok()?;
-    Some(format!("the worker of {name} (pid {pid}) could not be reached and was killed"))
-}
-
-/// Field 22 of `/proc/PID/stat`; none where there is no such process, or where we may not see it.
-fn start_time(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is a name in parentheses, which may hold anything.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
-}
-
-/// The process of a handle of this boot, while it lives. Pid and start time name one process of a boot, and the pidfd is that
-/// process's where they still agree after it was opened.
-fn process_of(handle: &Handle) -> Option<OwnedFd> {
-    let it_is = || start_time(handle.pid) == Some(handle.start_time);
-    if !it_is() {
-        return None;
-    }
-    let pid = Pid::from_raw(handle.pid).filter(|_| handle.pid > 0)?;
-    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
-    (it_is() && handle::pidfd_inode(&pidfd) == handle.pidfd_inode).then_some(pidfd)
 }
 
 /// Asks all workers, and says what became of each VM. Workers that are nobody's are killed, ends that are nobody's forgotten.

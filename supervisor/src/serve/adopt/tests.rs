@@ -1,14 +1,18 @@
 //! What becomes of workers that answer, lie, hang, or are gone; each fake one has a process of its own to be killed.
 
+use super::judge::{Evidence, Living, judge};
+use super::look::{start_time, unlisted};
 use super::*;
 use crate::serve::Jail;
 use crate::serve::console::WorkerEnds;
-use crate::serve::jail::{ListedEnd, ListedWorker};
+use crate::serve::jail::{ListedEnd, ListedWorker, Listing};
 use crate::serve::testing::{Bench, handle, print};
+use crate::serve::worker;
 use crate::spec::{Enforce, Limits};
 use ipc::Channel;
 use jail_spec::{Facts, HowEnded, Reply, Request, Slot, UidSource};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::process::{Pid, PidfdFlags};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
