@@ -6,7 +6,8 @@
 //! how far it is, and hands its console back. Nobody is served before that is over, which one that is slow, hangs or ends
 //! meanwhile delays by [`PATIENCE`] at most, and not again for the next.
 //!
-//! - A worker that was given no VM is killed: its start was not over, and nobody was told of it.
+//! - A worker that was given no VM is killed: its start was not over, and nobody was told of it. A VM that was there before
+//!   that start, and is to run, is started anew.
 //! - One whose words or fds cannot be is compromised: it is killed, and the VM has crashed.
 //! - One that answers nothing, or that speaks another release's protocol, goes on, without a console: it hangs, which its
 //!   health shows, and what its file says is done.
@@ -220,7 +221,14 @@ async fn found(
         // Nobody was told of a first start that was not over; a restart is one of a VM that is there.
         Said::Empty if intent.ends.is_empty() && !intent.confirmed => return Ok(Fate::Never(Box::new(intent))),
         // That it hung up was dealt with.
-        Said::Empty | Said::HungUp => How::Unknown("its supervisor died while it was being started".into()),
+        Said::Empty | Said::HungUp => {
+            held.kill();
+            let _ = timeout_at(until, held.ended()).await;
+            remove_handle(context, &intent);
+            // Nothing ran: what it is to do, it is still to do.
+            intent.runs = intent.over;
+            return Ok(Fate::Rests(Box::new(intent)));
+        }
         Said::Short(error) => {
             // Before anything is let go: no VM pays for it.
             context.jail.leave();

@@ -24,6 +24,8 @@ pub enum Ask {
     Stop(Duration),
     /// The same, because the host goes down: it is started again when it is back, where its file says so.
     StopForShutdown(Duration),
+    /// Power button and SIGKILL, by who starts it then. Where their supervisor does not live to see it through, the next one does.
+    StopToStart(Duration),
     /// To go on, where it is being stopped and has not ended yet.
     CancelStop,
     /// SIGKILL.

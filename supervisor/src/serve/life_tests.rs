@@ -21,7 +21,7 @@ fn restarting(restart: Restart) -> VmSpec {
 }
 
 /// A VM whose restart is far away.
-fn patient() -> VmSpec {
+pub(super) fn patient() -> VmSpec {
     VmSpec {
         backoff: Some(Backoff { first_s: 3600, max_s: 3600, ..Backoff::default() }),
         ..restarting(Restart::Always)
@@ -33,12 +33,12 @@ async fn run(bench: &Bench, spec: VmSpec) -> (Arc<Vm>, FakeVm) {
     (vm, bench.started().await)
 }
 
-async fn until(vm: &Vm, state: VmState) {
+pub(super) async fn until(vm: &Vm, state: VmState) {
     vm.watch().wait_for(|phase| phase.state == state).await.unwrap();
 }
 
 /// The fake worker answers the next request, which is this one.
-async fn answers(fake: &FakeVm, expected: worker_api::Request, reply: worker_api::Reply) {
+pub(super) async fn answers(fake: &FakeVm, expected: worker_api::Request, reply: worker_api::Reply) {
     let fake = fake.copy();
     let asked = tokio::task::spawn_blocking(move || fake.answer(&reply)).await.unwrap();
     assert_eq!(asked, expected);
@@ -480,13 +480,13 @@ async fn a_stop_that_is_cancelled_leaves_the_vm_running() {
     vm.until_ended().await;
 }
 
-fn old(spec: VmSpec, desired: Desired, ends: &[EndKind]) -> Intent {
+pub(super) fn old(spec: VmSpec, desired: Desired, ends: &[EndKind]) -> Intent {
     let end = |kind: &EndKind| crate::api::types::End { kind: *kind, reason: "long ago".into(), at: 1 };
     Intent { desired, confirmed: true, ends: ends.iter().map(end).collect(), ..intent(0x77, 1000, &request(spec)) }
 }
 
 /// A worker that an earlier supervisor left.
-async fn found(bench: &Bench, spec: VmSpec, desired: Desired, paused: bool) -> (Found, FakeVm) {
+pub(super) async fn found(bench: &Bench, spec: VmSpec, desired: Desired, paused: bool) -> (Found, FakeVm) {
     let prepared = start::prepare(&bench.context, VmId(0x77), OWNER.uid, &spec, Source::Paths).await.unwrap();
     let (control, _) = start::hand_over(&bench.context, prepared.parcel, prepared.held.worker).await.unwrap();
     let fake = bench.started().await;
@@ -569,8 +569,8 @@ async fn a_back_off_that_an_earlier_supervisor_began_is_carried_on() {
     for (spec, desired, ends, state) in [
         (patient(), Desired::Running, &crashed[..], VmState::Restarting),
         (patient(), Desired::Stopped, &crashed, VmState::Crashed),
-        (spec("a"), Desired::Running, &crashed, VmState::Crashed),
-        (patient(), Desired::Running, &[], VmState::Stopped),
+        (spec("a"), Desired::Stopped, &crashed, VmState::Crashed),
+        (patient(), Desired::Stopped, &[], VmState::Stopped),
     ] {
         let vm = Vm::resting(&bench.context, old(spec, desired, ends));
         assert_eq!(vm.summary().state, state);

@@ -184,13 +184,18 @@ async fn updated(
         return (vm.change(spec, source, generation, in_place, claim).await.map(|()| done), false);
     }
     drop(claim);
-    let (stopped, cancelled) = until_stopped(op, hold, Ask::Stop(Duration::from_secs(deadline_s.into()))).await;
+    let stop = Ask::StopToStart(Duration::from_secs(deadline_s.into()));
+    let (stopped, cancelled) = until_stopped(op, hold, stop).await;
     if let Err(error) = stopped {
         return (Err(error), cancelled);
     }
     fault::here(Step::UpdateStopped);
     op.stage("worker", None);
     if let Err(error) = vm.change(spec, source, generation, false, None).await {
+        // It ran, and is to run on, as whatever it is.
+        if let Ok(starting) = vm.start(context) {
+            let _ = starting.until_running().await;
+        }
         return (Err(error), false);
     }
     fault::here(Step::UpdateChanged);

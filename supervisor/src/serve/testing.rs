@@ -122,6 +122,7 @@ pub fn handle(number: u64, name: &str) -> Handle {
         ends: Vec::new(),
         runs: 1,
         over: 0,
+        again: false,
     };
     Handle {
         version: super::handle::VERSION,

@@ -504,6 +504,7 @@ fn intent(number: u64, owner: u32, request: &CreateRequest) -> Intent {
         ends: Vec::new(),
         runs: 0,
         over: 0,
+        again: false,
     }
 }
 
@@ -515,6 +516,9 @@ pub fn unix_time() -> u64 {
 #[cfg(test)]
 #[path = "life_tests.rs"]
 mod life_tests;
+#[cfg(test)]
+#[path = "owed_tests.rs"]
+mod owed_tests;
 #[cfg(test)]
 #[path = "vm_tests.rs"]
 mod tests;

@@ -35,10 +35,15 @@ impl Actor {
                 }
                 Some(Event::StopAsked)
             }
+            Ask::StopToStart(patience) => {
+                self.clock.patience = patience;
+                self.anew();
+                Some(Event::StopAsked)
+            }
             Ask::CancelStop => {
                 self.host_goes_down = false;
                 if self.state == State::Stopping {
-                    self.intent.desired = Desired::Running;
+                    (self.intent.desired, self.intent.again, self.run.renewed) = (Desired::Running, false, false);
                     self.save();
                 }
                 Some(Event::StopCancelled)
@@ -61,17 +66,29 @@ impl Actor {
         }
     }
 
-    /// Its owner wants it to run no longer. Written down before anything is done about it: if this supervisor dies
-    /// meanwhile, the next one does not start it again.
+    /// Its owner wants it to run no longer. Written down before its power button is pressed: if this supervisor dies meanwhile,
+    /// the next one does not start it again.
     fn unwanted(&mut self) {
+        // A start that it was owed at rest.
+        let owed = self.state == State::Resting && self.clock.restart_at.take().is_some();
         // An end that is being written down is decided anew when that is done.
         let at_its_end = matches!(self.state, State::Resting | State::Gone | State::Ended { .. });
         self.host_goes_down = false;
-        if !at_its_end && self.intent.desired != Desired::Stopped {
-            self.intent.desired = Desired::Stopped;
-            self.save();
+        if owed || !at_its_end && self.intent.desired != Desired::Stopped {
+            (self.intent.desired, self.intent.again) = (Desired::Stopped, false);
+            self.note();
             fault::here(Step::StopQueued);
         }
+    }
+
+    /// It is stopped to be started from another file: it is to run all the while.
+    fn anew(&mut self) {
+        if !self.state.has_guest() || self.intent.desired == Desired::Stopped {
+            return self.unwanted();
+        }
+        (self.intent.again, self.run.renewed) = (true, true);
+        self.note();
+        fault::here(Step::StopQueued);
     }
 
     fn start(&mut self, start: Start) -> Option<Event> {

@@ -15,6 +15,7 @@ use crate::serve::registry::Place;
 use crate::serve::restart::{self, Decision};
 use crate::serve::state::Change;
 use crate::serve::vm::{Reply, Vm, unix_time};
+use crate::spec::Restart;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -39,6 +40,18 @@ pub struct Told {
     restart: Option<String>,
     /// It never ran, and its owner had asked for it: nothing of that is kept.
     undone: bool,
+    /// Whether it was stopped to be started anew.
+    anew: Anew,
+}
+
+/// Whether a start comes after a stop that was for that.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Anew {
+    No,
+    /// By who stopped it.
+    Theirs,
+    /// By us: who stopped it has gone with an earlier supervisor.
+    Ours,
 }
 
 impl Actor {
@@ -63,7 +76,7 @@ impl Actor {
         tracing::info!(?kind, reason, "ended");
         self.context.metrics.ended(kind);
         self.intent.ended(End { kind, reason: reason.clone(), at: unix_time() });
-        let mut told = Told { answer: None, reason, restart: None, undone: false };
+        let mut told = Told { answer: None, reason, restart: None, undone: false, anew: Anew::No };
         let (change, after) = match self.asked.take() {
             Some(AskedStart { told: asker, before }) if !ran => {
                 told.answer = Some((asker, Err(failure.unwrap_or_else(|| self.stopped_before()))));
@@ -120,7 +133,10 @@ impl Actor {
     fn undo(&mut self, before: Option<crate::serve::state::Intent>) -> (Change, After) {
         match before {
             Some(before) => {
+                // Its handle is one of a run that is over.
+                let run = self.intent.runs;
                 self.intent = before;
+                (self.intent.runs, self.intent.over) = (run, run);
                 self.intent.desired = Desired::Stopped;
                 (Change::Put(Box::new(self.intent.clone())), After::Rest)
             }
@@ -132,6 +148,10 @@ impl Actor {
     fn decide(&mut self, kind: EndKind, asked: bool, told: &mut Told) -> (Change, After) {
         if self.intent.remove_when_ended {
             return (Change::Remove(self.intent.number), After::Remove);
+        }
+        if std::mem::take(&mut self.intent.again) {
+            told.anew = if self.run.renewed { Anew::Theirs } else { Anew::Ours };
+            return (Change::Put(Box::new(self.intent.clone())), After::Rest);
         }
         let backoff = self.intent.spec.backoff.clone().unwrap_or_default();
         let ran = self.run.began.map_or(Duration::ZERO, |began| began.elapsed());
@@ -170,9 +190,14 @@ impl Actor {
             Ok(place) => {
                 self.run.place = Some(place);
                 self.intent.restarts = self.intent.restarts.saturating_add(1);
-                self.emit(EventKind::Starting, &format!("restart {}, as its file says", self.intent.restarts));
+                let nth = self.intent.restarts;
+                let cause = match self.clock.owed {
+                    true => "it is to run, and an earlier supervisor did not see to it".to_owned(),
+                    false => format!("restart {nth}, as its file says"),
+                };
+                self.emit(EventKind::Starting, &cause);
                 self.save();
-                Some(Event::BackOffOver)
+                Some(if self.state == State::Resting { Event::StartAsked } else { Event::BackOffOver })
             }
             Err(error) => {
                 tracing::warn!("no restart now: {}", error.message);
@@ -204,10 +229,18 @@ impl Actor {
         }
         if self.state == State::Resting {
             self.clock.restart_at = None;
-            // It was stopped while its end was written down, and a restart was already decided.
-            if self.intent.desired == Desired::Running && !self.comes_back() {
-                self.intent.desired = Desired::Stopped;
-                self.save();
+            match told.as_ref().map_or(Anew::No, |told| told.anew) {
+                Anew::Theirs => {}
+                Anew::Ours => {
+                    (self.clock.restart_at, self.clock.owed) = (Some(Instant::now()), true);
+                    self.vm.charge(&self.context);
+                }
+                // It was stopped while its end was written down, and a restart was already decided.
+                Anew::No if self.intent.desired == Desired::Running && !self.comes_back() => {
+                    self.intent.desired = Desired::Stopped;
+                    self.save();
+                }
+                Anew::No => {}
             }
         }
         let Some(Told { answer, reason, restart, .. }) = told else { return };
@@ -284,8 +317,8 @@ impl Actor {
         self.state = State::adopted(paused);
         self.entered(State::Resting);
         self.save();
-        // Its owner wanted it stopped, and the supervisor that was asked is gone.
-        if self.intent.desired == Desired::Stopped {
+        // Its owner wanted it stopped, for good or to be started anew, and the supervisor that was asked is gone.
+        if self.intent.desired == Desired::Stopped || self.intent.again {
             self.clock.patience = super::OLD_STOP;
             self.happened(Event::StopAsked);
         }
@@ -293,7 +326,7 @@ impl Actor {
 
     /// It ended while nobody looked.
     pub(super) fn ended_meanwhile(&mut self, how: How, held: Option<Held>, place: Option<Place>) {
-        let asked = self.intent.desired == Desired::Stopped;
+        let asked = self.intent.desired == Desired::Stopped || self.intent.again;
         let kind = match &how {
             How::Told(end) if asked && end.by_sigkill() => EndKind::Killed,
             How::Told(end) => end.kind(),
@@ -310,26 +343,31 @@ impl Actor {
         self.record();
     }
 
-    /// It did not run. One that was to run waited for its restart, or for a start that its supervisor did not live to see.
+    /// It did not run. One that is to run waits for its restart, or for a start that its supervisor did not live to see. That
+    /// comes at once; where it is what supervisors do not survive, later each time, as after a crash.
     pub(super) fn rest_on(&mut self) {
         self.row = self.intent.restarts;
         if self.intent.desired == Desired::Stopped {
             return;
         }
         let backoff = self.intent.spec.backoff.clone().unwrap_or_default();
+        let decide = |policy, kind| restart::decide(policy, &backoff, kind, self.row, Duration::ZERO);
         let last = self.intent.ends.last().map(|end| end.kind);
-        let decide = |kind| restart::decide(self.intent.spec.restart, &backoff, kind, self.row, Duration::ZERO);
-        match last.map(decide) {
-            Some(Decision::Again { after, nth }) => {
-                (self.row, self.clock.back_off) = (nth, after);
-                self.clock.restart_at = Some(Instant::now() + after);
-                self.state = State::BackingOff;
-                self.vm.charge(&self.context);
-            }
-            _ => {
-                self.intent.desired = Desired::Stopped;
-                self.save();
-            }
+        let waits = last.map_or(Decision::Rest, |kind| decide(self.intent.spec.restart, kind));
+        self.clock.owed = waits == Decision::Rest;
+        let decision = match waits {
+            Decision::Rest if self.row == 0 => Decision::Again { after: Duration::ZERO, nth: 1 },
+            Decision::Rest => decide(Restart::Always, EndKind::Unknown),
+            waits => waits,
+        };
+        if let Decision::Again { after, nth } = decision {
+            (self.row, self.clock.back_off) = (nth, after);
+            self.clock.restart_at = Some(Instant::now() + after);
+            self.state = State::BackingOff;
+            self.vm.charge(&self.context);
+        } else {
+            self.intent.desired = Desired::Stopped;
+            self.save();
         }
         self.publish();
     }

@@ -143,6 +143,10 @@ struct Run {
     unwell: Option<String>,
     /// How it ended, of a run that no actor of ours has seen.
     meanwhile: Option<How>,
+    /// That it is to be stopped is being written down.
+    noting: Option<steps::Noting>,
+    /// Who stops it starts it anew.
+    renewed: bool,
     /// What is told once its end is written down.
     told: Option<ends::Told>,
 }
@@ -157,6 +161,8 @@ struct Clock {
     /// Time until the next start, and when it is over.
     back_off: Duration,
     restart_at: Option<Instant>,
+    /// That start is one that an earlier supervisor did not see to.
+    owed: bool,
 }
 
 /// A start that its owner asked for.

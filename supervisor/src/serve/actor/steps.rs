@@ -27,6 +27,9 @@ use worker_api::{Timings, console};
 /// What the actor is busy with.
 pub type Step = Pin<Box<dyn Future<Output = Done> + Send>>;
 
+/// Ends when something is written down, or cannot be.
+pub type Noting = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// What came of it.
 pub enum Done {
     /// There is a worker, and all that it is to be given.
@@ -144,8 +147,12 @@ impl Actor {
 
     pub(super) fn press(&mut self, resume: bool) {
         let Some(control) = self.run.control.clone() else { return };
-        let deadline = self.context.deadlines.control;
+        let (deadline, noting) = (self.context.deadlines.control, self.run.noting.take());
         self.step = Some(Box::pin(async move {
+            if let Some(noting) = noting {
+                // A disk that hangs keeps no guest from being stopped.
+                let _ = tokio::time::timeout(deadline, noting).await;
+            }
             let pressed = control.press_power_button().await;
             fault::here(fault::Step::StopPressed);
             if resume && let Err(error) = control.resume(deadline).await {

@@ -32,6 +32,12 @@ impl Actor {
         drop(self.context.store.write(vec![Change::Put(Box::new(self.intent.clone()))]));
     }
 
+    /// The same, for a power button that waits for it.
+    pub(super) fn note(&mut self) {
+        let written = self.context.store.write(vec![Change::Put(Box::new(self.intent.clone()))]);
+        self.run.noting = Some(Box::pin(async { drop(written.await) }));
+    }
+
     /// Something happened to it.
     pub(super) fn emit(&self, kind: EventKind, cause: &str) {
         let id = self.intent.id();

@@ -76,6 +76,9 @@ pub struct Intent {
     /// The number of the last run whose end is written down. Where it is behind `runs`, that run may go on.
     #[serde(default)]
     pub over: u64,
+    /// It is being stopped to be started anew: whatever this run's end is, a start comes after it.
+    #[serde(default)]
+    pub again: bool,
 }
 
 impl Intent {

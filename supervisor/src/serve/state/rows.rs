@@ -68,6 +68,7 @@ fn intent(row: &Row<'_>) -> Result<Intent, String> {
         ends: json(row, "ends")?,
         runs: number("runs")?,
         over: number("over")?,
+        again: column(row, "again")?,
     };
     match column::<String>(row, "name")? {
         name if name == intent.spec.name => Ok(intent),
@@ -84,7 +85,8 @@ fn set_aside(connection: &mut Connection, rows: &[Unreadable]) -> rusqlite::Resu
             "INSERT INTO unreadable SELECT unixepoch(), ?2, json_object('number', number, 'owner', owner, 'name', name,
                 'desired', desired, 'generation', generation, 'spec_hash', spec_hash, 'source', source,
                 'remove_when_ended', remove_when_ended, 'confirmed', confirmed, 'created_at', created_at,
-                'restarts', restarts, 'spec', spec, 'ends', ends, 'runs', runs, 'over', over) FROM vms WHERE number = ?1",
+                'restarts', restarts, 'spec', spec, 'ends', ends, 'runs', runs, 'over', over,
+                'again', again) FROM vms WHERE number = ?1",
             params![number, why],
         )?;
         transaction.execute("DELETE FROM vms WHERE number = ?1", [number])?;
@@ -150,8 +152,8 @@ pub fn apply(transaction: &Transaction<'_>, changes: &Pending, events: &mut usiz
 fn put(transaction: &Transaction<'_>, intent: &Intent) -> rusqlite::Result<()> {
     let mut put = transaction.prepare_cached(
         "INSERT OR REPLACE INTO vms (number, owner, name, desired, generation, spec_hash, source, remove_when_ended,
-            confirmed, created_at, restarts, spec, ends, runs, over)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+            confirmed, created_at, restarts, spec, ends, runs, over, again)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
     )?;
     let desired = match intent.desired {
         Desired::Running => "running",
@@ -173,6 +175,7 @@ fn put(transaction: &Transaction<'_>, intent: &Intent) -> rusqlite::Result<()> {
         json(&intent.ends),
         intent.runs.cast_signed(),
         intent.over.cast_signed(),
+        intent.again,
     ])?;
     Ok(())
 }

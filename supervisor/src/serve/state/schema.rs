@@ -37,6 +37,8 @@ pub const STEPS: &[&str] = &[
     ALTER TABLE vms ADD COLUMN runs INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE vms ADD COLUMN over INTEGER NOT NULL DEFAULT 0;
 ",
+    // Whether a stop is the first half of a start.
+    "ALTER TABLE vms ADD COLUMN again INTEGER NOT NULL DEFAULT 0;",
 ];
 
 /// The version that this release writes.
@@ -72,7 +74,8 @@ mod tests {
     use super::*;
 
     /// What a release that had this many steps wrote.
-    const FIXTURES: &[&str] = &[include_str!("fixtures/v1.sql"), include_str!("fixtures/v2.sql")];
+    const FIXTURES: &[&str] =
+        &[include_str!("fixtures/v1.sql"), include_str!("fixtures/v2.sql"), include_str!("fixtures/v3.sql")];
 
     fn fixture(version: usize) -> Connection {
         let connection = Connection::open_in_memory().unwrap();
