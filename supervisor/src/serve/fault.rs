@@ -8,7 +8,7 @@
 //! VMSUP_FAULT=start.files=kill                 SIGKILL to itself at the first passage
 //! VMSUP_FAULT=handle.placed#3=fail             the third passage fails
 //! VMSUP_FAULT=start.files%10=fail,start.worker%10=fail    a tenth of all passages fail, by VMSUP_FAULT_SEED
-//! VMSUP_FAULT=start.leased=hang                the step never comes to its end; other VMs go on
+//! VMSUP_FAULT=start.given=hang                 the step never comes to its end; other VMs go on
 //! VMSUP_FAULT=?                                refused, with a sentence that names all steps
 //! ```
 
@@ -48,11 +48,11 @@ steps! {
     /// The row of a new VM is on its way to the database.
     CreateQueued = "create.queued", Die;
     /// The files of a VM are open.
-    StartFiles = "start.files", Hang;
+    StartFiles = "start.files", Fail;
     /// The jailer has handed over a worker.
-    StartWorker = "start.worker", Hang;
+    StartWorker = "start.worker", Fail;
     /// The leases are there, and with them all that a start needs.
-    StartLeased = "start.leased", Hang;
+    StartLeased = "start.leased", Fail;
     /// The worker is connected, and has been given nothing.
     StartConnected = "start.connected", Hang;
     /// The worker says that its vCPUs run.

@@ -120,7 +120,7 @@ pub async fn prepare(
     let making = make(context, spec, source, place);
     // Whichever fails first gives up the other: a worker that is not taken is killed, a lease is released.
     let ((mut nets, leased), (held, console, mut parcel, files, made)) = tokio::try_join!(leasing, making)?;
-    fault::waits(Step::StartLeased).await?;
+    fault::passable(Step::StartLeased)?;
     parcel.taps = std::mem::take(&mut nets.taps);
     parcel.spec.nets = std::mem::take(&mut nets.specs);
     // vmjson::check and netd's client have looked at all of it: what is left is a defect, but not one for a worker.
@@ -142,7 +142,7 @@ async fn make(
         Ok(files) => files?,
         Err(_) => return Err(unavailable("the VM's files could not be opened in time; is their file system there?")),
     };
-    fault::waits(Step::StartFiles).await?;
+    fault::passable(Step::StartFiles)?;
     let pending = match early {
         Some(pending) => pending,
         None => context.jail.make(limits, rlimits(spec, files.largest_writable)).await,
@@ -155,7 +155,7 @@ async fn make(
         Ok(Err(_)) => return Err(no_worker(MakeError::Gone)),
         Err(_) => return Err(unavailable("the jailer made no worker in time; the host is overloaded, try again")),
     };
-    fault::waits(Step::StartWorker).await?;
+    fault::passable(Step::StartWorker)?;
     Ok((held, console, parcel, files, Instant::now()))
 }
 

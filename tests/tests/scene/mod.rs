@@ -103,6 +103,11 @@ impl Scene {
         self.host.command(&[&["--socket", socket.to_str().unwrap()], args].concat())
     }
 
+    /// How often a step was made to hang.
+    pub fn hung(&self) -> usize {
+        self.host.log().matches("vmsup: hangs at ").count()
+    }
+
     /// Waits for the end of the supervisor, whom somebody `asks` to leave; true where it was killed, false where it left in
     /// good order.
     pub fn was_killed(&mut self, asks: bool) -> bool {

@@ -172,7 +172,7 @@ mod tests {
     fn a_fault_strikes_at_the_passage_that_it_names() {
         assert_eq!(strikes("start.files=kill", 1, 3), [true, false, false]);
         assert_eq!(strikes("start.files#3=fail", 1, 4), [false, false, true, false]);
-        assert_eq!(strikes("start.files%100=hang", 1, 3), [true; 3]);
+        assert_eq!(strikes("start.given%100=hang", 1, 3), [true; 3]);
         assert_eq!(parse("", 1).unwrap().len(), 0);
         assert_eq!(parse("start.files=kill,end.heard#2=kill", 1).unwrap().len(), 2);
     }
@@ -200,7 +200,7 @@ mod tests {
             "start.files%x=fail",
         ] {
             let why = parse(wrong, 1).unwrap_err();
-            assert!(why.contains("start.files (kill fail hang)"), "{why}");
+            assert!(why.contains("start.given (kill fail hang)"), "{why}");
             assert!(Step::ALL.iter().all(|step| why.contains(step.name())), "{why}");
         }
     }
