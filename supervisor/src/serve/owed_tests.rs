@@ -5,7 +5,7 @@ use super::*;
 use crate::api::types::{EndKind, UpdateRequest};
 use crate::serve::end::WorkerEnd;
 use crate::serve::tasks;
-use crate::serve::testing::{Act, Bench, request, spec};
+use crate::serve::testing::{Act, Bench, request, spec, terms};
 use jail_spec::HowEnded;
 use std::time::Duration;
 use worker_api::{Reply::Done, Request::PowerButton, exit};
@@ -96,7 +96,7 @@ async fn a_vm_that_ended_meanwhile_to_be_started_is_started_however_it_ended() {
 #[tokio::test]
 async fn a_vm_is_to_run_all_the_while_that_an_update_stops_and_starts_it() {
     let bench = Bench::new();
-    let vm = Vm::create(&bench.context, request(spec("a")), 1000).unwrap().until_running().await.unwrap();
+    let vm = Vm::create(&bench.context, request(spec("a")), terms()).unwrap().until_running().await.unwrap();
     let fake = bench.started().await;
     let seen = tokio::spawn({
         let mut phase = vm.watch();
@@ -115,7 +115,7 @@ async fn a_vm_is_to_run_all_the_while_that_an_update_stops_and_starts_it() {
     let other = VmSpec { memory_mib: 40, ..spec("a") };
     let update = UpdateRequest { spec: other, source: None, if_generation: None, deadline_s: 600, files: None };
     let context = bench.context.clone();
-    let task = tokio::spawn(async move { tasks::update(&context, &hold, update, None, op).await });
+    let task = tokio::spawn(async move { tasks::update(&context, &hold, update, None, &None, op).await });
     answers(&fake, PowerButton, Done).await;
     fake.exit(exit::SHUTDOWN);
     let fake = bench.started().await;

@@ -193,7 +193,7 @@ async fn updated(
     op.stage("worker", None);
     if let Err(error) = vm.change(spec, source, generation, false, None).await {
         // It ran, and is to run on, as whatever it is.
-        if let Ok(starting) = vm.start(context) {
+        if let Ok(starting) = vm.start(context, limit) {
             let _ = starting.until_running().await;
         }
         return (Err(error), false);
