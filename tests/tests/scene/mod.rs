@@ -9,6 +9,8 @@ use std::process::Command;
 use vmsup_tests::host::{Host, guest_file};
 use vmsup_tests::{Scratch, eventually, names, user};
 
+pub mod scenarios;
+
 const POOL: usize = 1;
 
 /// A directory of VMs' files.

@@ -10,7 +10,7 @@
 //! | any | of a run whose end is in the row | – | as without a handle |
 //! | confirmed | names it | ended, and the jailer says how | [`Verdict::Told`] |
 //! | confirmed | of another boot | – | [`Verdict::HostDown`] |
-//! | confirmed | names another, or nobody | – | [`Verdict::Lost`] |
+//! | confirmed | names another, or nobody | – | [`Verdict::Lost`]; where the last run is over, that of a start which was not: [`Verdict::Rests`] |
 //! | confirmed, to run | none | – | [`Verdict::HostDown`] where the runtime directory is new, else [`Verdict::Lost`] |
 //! | confirmed, and its last run is over, or it is not to run | none | – | [`Verdict::Rests`] |
 //! | unconfirmed | any | none that lives | removed: nobody was ever told that it runs |
@@ -92,6 +92,11 @@ pub fn judge(evidence: &Evidence) -> Verdicts {
             verdicts.removed.push(((*row).clone(), "its start was not over when its supervisor died".into()));
             continue;
         }
+        // Its last run is over, and the handle is of a start that was not: a jailer ends and forgets what never got its VM.
+        if matches!(verdict, Verdict::Lost(_)) && row.is_over(row.runs) {
+            found.push((true, (*row).clone(), Verdict::Rests));
+            continue;
+        }
         // Written after the handle, but for a database that could not be written for a while.
         let handle = handles.get(number);
         let newer = handle.filter(|handle| handle.intent.generation > row.generation);
@@ -102,6 +107,11 @@ pub fn judge(evidence: &Evidence) -> Verdicts {
     for (number, verdict) in &claims {
         if !rows.contains_key(number) {
             let mut intent = handles[number].intent.clone();
+            // A database that has others was not lost: this one's start was not over, and its jailer ended what never got its VM.
+            if !intent.confirmed && matches!(verdict, Verdict::Lost(_)) && !rows.is_empty() {
+                verdicts.removed.push((intent, "its start was not over when its supervisor died".into()));
+                continue;
+            }
             // What its worker says of itself tells whether it ran; where there is none, it is taken to have.
             intent.confirmed |= !matches!(verdict, Verdict::Ask(_));
             let name = &intent.spec.name;

@@ -130,6 +130,13 @@ fn an_end_that_is_written_down_is_not_told_again() {
     });
     assert!(matches!(verdict(&next), Verdict::Told(_)));
     assert_eq!(judge(&next).vms[0].0.runs, 2);
+    // The jailer does not know of it: it never got its VM, and there is no end to tell.
+    let never = changed(|e| {
+        told(e);
+        e.ended.clear();
+        e.handles[0].intent.runs += 1;
+    });
+    assert_eq!((verdict(&never), judge(&never).vms[0].0.runs), (Verdict::Rests, 1));
     // A release that did not count: nothing says that it is over.
     let old = changed(|e| {
         told(e);
@@ -150,6 +157,12 @@ fn a_start_whose_row_never_was_there_is_one_that_its_worker_knows_of() {
         e.handles[0].intent.confirmed = false;
     });
     assert!(judge(&gone).vms[0].0.confirmed, "the database may have been lost");
+    let alone = changed(|e| {
+        (e.rows[0], e.living) = (handle(2, "b").intent, Vec::new());
+        (e.rows[0].desired, e.handles[0].intent.confirmed) = (Desired::Stopped, false);
+    });
+    let verdicts = judge(&alone);
+    assert_eq!((verdicts.vms.len(), verdicts.removed.len(), verdicts.removed[0].0.number), (1, 1, 1));
 }
 
 #[test]
