@@ -75,7 +75,7 @@ metrics! {
     VmState "vmsup_vm_state" Gauge ["state"] "1 for the state that the VM is in.";
     VmStarted "vmsup_vm_start_time_seconds" Gauge [] "When its vCPUs began to run, seconds since 1970.";
     VmRestarts "vmsup_vm_restarts_total" Counter [] "How often it was started again since its owner last started it.";
-    VmHealthy "vmsup_vm_healthy" Gauge [] "1 while it is well, 0 while it is not or hangs; for VMs with a health check, and those that hang.";
+    VmHealthy "vmsup_vm_healthy" Gauge [] "1 while it is well, 0 while it is not or hangs; for VMs with a health check that can be looked at, and those that hang.";
     VmVcpus "vmsup_vm_vcpus" Gauge [] "vCPUs, from its file.";
     VmMemory "vmsup_vm_memory_bytes" Gauge [] "Guest memory, from its file.";
     VmThreads "vmsup_vm_threads" Gauge [] "Threads of its worker.";
