@@ -94,6 +94,7 @@ impl Actor {
         let (nets, control) = (std::mem::take(&mut self.run.nets), self.run.control.take());
         let mut held = self.run.held.take();
         let writing = self.run.writing.take();
+        let forgotten = self.intent.remove_when_ended;
         self.step = Some(Box::pin(async move {
             if let Some(held) = &mut held {
                 held.gone(END).await;
@@ -112,7 +113,11 @@ impl Actor {
                 tracing::error!(%error, "the handle of a VM that has ended could not be removed");
             }
             fault::here(Step::EndHandleRemoved);
-            write(&context, then).await;
+            match then {
+                // What nobody waits for: a row without a handle is removed by the next supervisor, too.
+                Some(change) if forgotten => context.store.queue(change),
+                then => write(&context, then).await,
+            }
             let leased = !nets.leases.is_empty();
             drop((nets, control));
             if leased {

@@ -13,6 +13,7 @@
 //! | confirmed | names another, or nobody | – | [`Verdict::Lost`]; where the last run is over, that of a start which was not: [`Verdict::Rests`] |
 //! | confirmed, to run | none | – | [`Verdict::HostDown`] where the runtime directory is new, else [`Verdict::Lost`] |
 //! | confirmed, and its last run is over, or it is not to run | none | – | [`Verdict::Rests`] |
+//! | to be forgotten at its end | none, in a runtime directory that is not new | – | removed: it ended, or nothing says what it ran as |
 //! | unconfirmed | any | none that lives | removed: nobody was ever told that it runs |
 //! | none | any | none that lives | as with a confirmed row: the database was lost |
 
@@ -95,6 +96,11 @@ pub fn judge(evidence: &Evidence) -> Verdicts {
         // Its last run is over, and the handle is of a start that was not: a jailer ends and forgets what never got its VM.
         if matches!(verdict, Verdict::Lost(_)) && row.is_over(row.runs) {
             found.push((true, (*row).clone(), Verdict::Rests));
+            continue;
+        }
+        if row.remove_when_ended && !evidence.new && !claims.contains_key(number) {
+            let why = "it was to be forgotten at its end, and has no handle any more";
+            verdicts.removed.push(((*row).clone(), why.into()));
             continue;
         }
         // Written after the handle, but for a database that could not be written for a while.

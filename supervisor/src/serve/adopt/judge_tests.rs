@@ -146,6 +146,23 @@ fn an_end_that_is_written_down_is_not_told_again() {
 }
 
 #[test]
+fn what_was_to_be_forgotten_at_its_end_is_not_there_without_a_handle() {
+    let forgotten = |e: &mut Evidence| e.rows[0].remove_when_ended = true;
+    assert!(matches!(verdict(&changed(forgotten)), Verdict::Ask(_)));
+    let gone = |e: &mut Evidence| {
+        forgotten(e);
+        (e.handles, e.living) = (Vec::new(), Vec::new());
+    };
+    let verdicts = judge(&changed(gone));
+    assert_eq!((verdicts.vms, verdicts.removed.len()), (Vec::new(), 1));
+    let down = changed(|e| {
+        gone(e);
+        e.new = true;
+    });
+    assert_eq!(verdict(&down), Verdict::HostDown);
+}
+
+#[test]
 fn a_start_whose_row_never_was_there_is_one_that_its_worker_knows_of() {
     let never = changed(|e| {
         e.rows.clear();
