@@ -394,12 +394,13 @@ fn an_import_that_is_cancelled_midway_leaves_nothing() {
     let shared = Shared::start(4);
     let [tenant, _] = shared.tenants();
     let start = importing(&shared, &tenant);
-    let operations: Value = serde_json::from_str(&tenant.vmsup(&["ops", "--json"]).ok()).unwrap();
     let running = |kind: &str| {
+        let operations: Value = serde_json::from_str(&tenant.vmsup(&["ops", "--json"]).ok()).unwrap();
         operations.as_array().unwrap().iter().find(|op| op["kind"] == kind && op["state"] == "running").cloned()
     };
+    eventually("the start to say that it imports", || running("create").unwrap()["stage"] == "import");
     let (create, import) = (running("create").unwrap(), running("import").unwrap());
-    assert_eq!((&create["stage"], &import["vm"]), (&json!("import"), &json!("a")));
+    assert_eq!((&import["vm"], &import["stage"]), (&json!("a"), &json!("copy")));
     tenant.vmsup(&["ops", "cancel", &create["id"].to_string()]).ok();
     let ran = Ran::from(start.wait_with_output().unwrap());
     assert!(ran.sentence(1).contains("cancelled"));

@@ -76,6 +76,7 @@ async fn imported(
     if plan.files.is_empty() {
         return Ok(busy);
     }
+    told(0);
     // Both last as long as the thread does, whoever waits for it.
     let limit = context.tenants.limit(plan.peer());
     let (claim, copying) = (context.tenants.claim(owner, Demand::disk(total), None, &limit)?, storage.busy(number));
