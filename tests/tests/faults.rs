@@ -8,7 +8,7 @@ mod scene;
 
 use scene::Scene;
 use scene::scenarios::*;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::collections::BTreeSet;
 use std::process::Command;
 use std::sync::Mutex;
