@@ -341,7 +341,7 @@ pub enum Command {
                        doctor asks there, too
 
 Example:\n  VMSUP_LOG=debug vmsup serve")]
-    Serve(Serve),
+    Serve(Box<Serve>),
     /// Print the JSON Schema of vm.json.
     #[command(after_help = "Example:\n  vmsup schema > vm.schema.json")]
     Schema,

@@ -87,7 +87,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Net { what: Net::Stats { vm, json } } => net::stats(&client, &vm.vm, json.json),
         Command::Quota { all, json } => quota::quota(&client, all, json.json),
         Command::Doctor { json } => doctor::doctor(&client, json.json),
-        Command::Serve(serve) => serve::serve(cli.socket, serve),
+        Command::Serve(serve) => serve::serve(cli.socket, *serve),
         Command::Schema => documents::schema(),
         Command::Version { json } => documents::version(&client, json.json),
         Command::Completions { shell } => documents::completions(shell),

@@ -19,7 +19,9 @@ pub fn quota(client: &Client, all: bool, json: bool) -> Result<(), Failure> {
 }
 
 /// What is counted: its name, and how to show an amount of it.
-const COUNTED: [(&str, fn(&Amounts) -> String); 5] = [
+type Counted = (&'static str, fn(&Amounts) -> String);
+
+const COUNTED: [Counted; 5] = [
     ("VMS", |a| a.vms.to_string()),
     ("VCPUS", |a| a.vcpus.to_string()),
     ("MEMORY", |a| mib(a.memory_mib)),
@@ -29,7 +31,7 @@ const COUNTED: [(&str, fn(&Amounts) -> String); 5] = [
 
 fn details(own: &QuotaInfo) -> String {
     let most = |show: fn(&Amounts) -> String| own.allowed.as_ref().map_or_else(|| "no limit".into(), |a| show(&a.most));
-    let row = |(name, show): &(&str, fn(&Amounts) -> String)| vec![(*name).to_owned(), show(&own.used), most(*show)];
+    let row = |(name, show): &Counted| vec![(*name).to_owned(), show(&own.used), most(*show)];
     let mut rows: Vec<Vec<String>> = COUNTED.iter().map(row).collect();
     if let Some(Allowed { networks, forward_ports, .. }) = &own.allowed {
         let ports = forward_ports.iter().map(|range| net::ports(*range));
