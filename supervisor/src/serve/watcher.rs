@@ -182,9 +182,8 @@ async fn follow(marker: &mut Option<Follow>) -> bool {
 
 /// Whether a port of the guest's takes connections, or whether that cannot be seen from here. The connection is closed at once.
 async fn takes_connections(address: Ipv4Addr, port: u16, timeout: Duration) -> Sight {
-    let refused = |why: &dyn std::fmt::Display| {
-        Sight::Port(Err(format!("port {port} of {address} takes no connections: {why}")))
-    };
+    let refused =
+        |why: &dyn std::fmt::Display| Sight::Port(Err(format!("port {port} of {address} takes no connections: {why}")));
     match tokio::time::timeout(timeout, reach(address, port)).await {
         Ok(Ok(())) => Sight::Port(Ok(())),
         Ok(Err(Unreached::Refused(error))) => refused(&error),
@@ -234,7 +233,9 @@ mod tests {
         let timeout = Duration::from_secs(5);
         assert_eq!(takes_connections(Ipv4Addr::LOCALHOST, port, timeout).await, Sight::Port(Ok(())));
         drop(listener);
-        let Sight::Port(Err(why)) = takes_connections(Ipv4Addr::LOCALHOST, port, timeout).await else { panic!("refused") };
+        let Sight::Port(Err(why)) = takes_connections(Ipv4Addr::LOCALHOST, port, timeout).await else {
+            panic!("refused")
+        };
         assert!(why.contains("refused") && why.contains(&port.to_string()), "{why}");
     }
 

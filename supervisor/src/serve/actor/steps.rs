@@ -224,7 +224,8 @@ impl Actor {
     /// Its vCPUs run, or did: the console is that of this run from now on.
     pub(super) fn runs(&mut self) {
         self.context.metrics.started();
-        (self.run.began, self.run.started_at) = (Some(Instant::now()), self.run.handed_at.or_else(|| Some(unix_time())));
+        (self.run.began, self.run.started_at) =
+            (Some(Instant::now()), self.run.handed_at.or_else(|| Some(unix_time())));
         if let Some(console) = self.run.console.take() {
             self.context.registry.new_console(&self.vm);
             self.vm.set_console(console);

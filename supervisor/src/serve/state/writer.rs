@@ -343,10 +343,11 @@ impl Shared {
             return;
         }
         let _ = self.write(Vec::new()).await;
-        let mut syncing = locked(&self.syncing);
-        let goal = syncing.committed;
-        syncing.hurry = goal != *self.synced.borrow();
-        drop(syncing);
+        let goal = {
+            let mut syncing = locked(&self.syncing);
+            syncing.hurry = syncing.committed != *self.synced.borrow();
+            syncing.committed
+        };
         self.wake_syncer.notify_one();
         let _ = self.synced.subscribe().wait_for(|synced| *synced >= goal).await;
     }
