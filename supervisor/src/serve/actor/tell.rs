@@ -71,16 +71,27 @@ impl Actor {
         }
     }
 
-    /// Its vCPUs run: whoever asked for that is told once it is written down, too.
+    /// Its vCPUs run: whoever asked for that is told once it is written down, too, but for a VM that is forgotten at its end.
     fn started(&mut self) {
         let pid = self.run.held.as_ref().map(|held| held.worker.pid);
         tracing::info!(pid, "running");
         self.emit(EventKind::Started, "its vCPUs run");
         fault::here(Step::StartRunning);
         self.intent.confirmed = true;
-        let written = self.context.store.write(vec![Change::Put(Box::new(self.intent.clone()))]);
-        self.publish();
+        let row = Change::Put(Box::new(self.intent.clone()));
         let asked = self.asked.take();
+        if self.intent.remove_when_ended {
+            // Its handle, which is written, says all of it for as long as it is there at all.
+            self.context.store.queue(row);
+            self.publish();
+            fault::here(Step::StartConfirmed);
+            if let Some(asked) = asked {
+                let _ = asked.told.send(Ok(()));
+            }
+            return;
+        }
+        let written = self.context.store.write(vec![row]);
+        self.publish();
         tokio::spawn(async move {
             if let Err(error) = written.await {
                 // It runs, and its handle says what it is: the next supervisor knows it from there.

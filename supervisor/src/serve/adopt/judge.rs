@@ -120,8 +120,11 @@ pub fn judge(evidence: &Evidence) -> Verdicts {
             }
             // What its worker says of itself tells whether it ran; where there is none, it is taken to have.
             intent.confirmed |= !matches!(verdict, Verdict::Ask(_));
-            let name = &intent.spec.name;
-            verdicts.said.push(format!("{name} is not in the database; what it is comes from its handle"));
+            // The row of one that is to be forgotten may not have been written yet.
+            if !intent.remove_when_ended {
+                let name = &intent.spec.name;
+                verdicts.said.push(format!("{name} is not in the database; what it is comes from its handle"));
+            }
             found.push((false, intent, verdict.clone()));
         }
     }

@@ -195,6 +195,12 @@ fn a_lost_database_costs_no_vm_that_has_its_handle() {
     assert_eq!(verdicts.vms[0].0, handle(1, "a").intent);
     assert!(matches!(verdicts.vms[0].1, Verdict::Ask(_)));
     assert!(verdicts.said[0].contains("not in the database"), "{:?}", verdicts.said);
+    let forgotten = changed(|e| {
+        e.rows.clear();
+        e.handles[0].intent.remove_when_ended = true;
+    });
+    assert!(judge(&forgotten).said.is_empty(), "its row may not have been written yet");
+    assert!(matches!(judge(&forgotten).vms[0].1, Verdict::Ask(_)));
     let ended = changed(|e| (e.rows, e.living) = (Vec::new(), Vec::new()));
     assert!(lost(&ended).contains("gone"));
 }
