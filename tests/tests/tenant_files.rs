@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 use vmsup_tests::host::{Host, Ran, guest_file};
+use vmsup_tests::netns::{Caller, as_caller};
 use vmsup_tests::user::{self, User};
 use vmsup_tests::{Scratch, as_root, eventually, names, program, skip};
 
@@ -127,7 +128,7 @@ impl Tenant {
 
     /// A bare-metal guest as a file of the tenant's.
     fn kernel(&self, guest: &str) -> String {
-        self.file(guest, |path| drop(std::fs::copy(guest_file(guest), path).unwrap()))
+        self.file(guest, |path| assert!(std::fs::copy(guest_file(guest), path).unwrap() > 0))
     }
 
     /// A disk of zeroes.
@@ -142,19 +143,7 @@ impl Tenant {
 
     /// Does something with a thread's credentials for the tenant's: what the kernel says of it to others is the tenant's.
     fn does<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let (uid, gid) = (self.user.uid, self.user.gid);
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(move || {
-                // SAFETY: system calls with numbers only, which change this thread's credentials and nobody else's.
-                unsafe {
-                    assert_eq!(libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()), 0);
-                    assert_eq!(libc::syscall(libc::SYS_setresgid, gid, gid, gid), 0);
-                    assert_eq!(libc::syscall(libc::SYS_setresuid, uid, uid, uid), 0);
-                }
-                work()
-            });
-            thread.join().unwrap()
-        })
+        as_caller(&Caller::from(&self.user), work)
     }
 
     fn side(&self) -> PathBuf {

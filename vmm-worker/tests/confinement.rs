@@ -35,7 +35,7 @@ fn every_thread_runs_under_its_filter_and_is_named() {
 #[test]
 fn an_empty_worker_is_confined_before_it_listens() {
     let worker = Worker::start();
-    assert_eq!(worker.threads("Seccomp"), [("vmsup-worker".to_owned(), "2".to_owned())]);
+    assert_eq!(worker.threads("Seccomp"), [("vmsup-warm".to_owned(), "2".to_owned())]);
 }
 
 #[test]

@@ -48,7 +48,7 @@ for days in 400 -800 400; do
 	expect running as_vm "vmsup ls"
 	# Whoever comes next believes the same of it.
 	kill -9 "$(pids_of vmsup)"
-	serve --jailer $lib/jailer-in-cgroup --worker $bin/vmsup-worker
+	serve --jailer "$lib/jailer-in-cgroup" --worker "$bin/vmsup-worker"
 	expect running as_vm "vmsup ls"
 	[ "$(as_vm "vmsup ls --json" | json pid)" = "$pid" ] || fail "after $days days: another process"
 	as_vm "vmsup start ~/lenient.json"
