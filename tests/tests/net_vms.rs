@@ -17,6 +17,31 @@ fn capabilities(pid: i32) -> Vec<(String, u64)> {
 }
 
 #[test]
+fn vms_that_are_made_at_the_same_time_have_each_what_is_theirs_alone() {
+    if !as_root("vms_that_are_made_at_the_same_time_have_each_what_is_theirs_alone") {
+        return;
+    }
+    const COUNT: usize = 12;
+    let (net, host) = both("pool = 2");
+    std::thread::scope(|scope| {
+        for n in 0..COUNT {
+            let host = &host;
+            scope.spawn(move || host.vmsup(&["start", &net_guest(host, &format!("vm{n}"), "", &plain())]).ok());
+        }
+    });
+    let vms = host.ls();
+    assert_eq!(vms.len(), COUNT);
+    for what in ["/id", "/pid", "/nets/0/interface", "/nets/0/mac", "/nets/0/address", "/nets/0/lease"] {
+        let all: std::collections::BTreeSet<String> =
+            vms.iter().map(|vm| vm.pointer(what).unwrap().to_string()).collect();
+        assert_eq!(all.len(), COUNT, "{what}: {all:?}");
+    }
+    assert_eq!(owner(&net).leases().len(), COUNT);
+    host.vmsup(&["kill", "--all"]).ok();
+    eventually("no lease", || owner(&net).leases().is_empty());
+}
+
+#[test]
 fn without_netd_a_vm_starts_and_one_with_a_network_gets_a_sentence() {
     let host = Host::start(&user::with_subuids(), &["--pool", "1", "--netd", "/nonexistent/netd.sock"]);
     host.vmsup(&["start", &host.guest("plain", "deaf", "")]).ok();

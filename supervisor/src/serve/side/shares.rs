@@ -219,6 +219,10 @@ mod tests {
         while mine.looking.own.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
+        // A thread gives its place back a moment after its answer.
+        while shares.looking.available_permits() < LOOKING.1 - LOOKING.0 {
+            tokio::task::yield_now().await;
+        }
         assert_eq!(shares.looking.available_permits(), LOOKING.1 - LOOKING.0);
         assert_eq!(others.run(Task::Look, || 7).await.unwrap(), 7);
         drop(release);
