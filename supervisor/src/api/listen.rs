@@ -51,11 +51,19 @@ pub struct Caller {
     follows: Arc<AtomicBool>,
 }
 
-/// A place among those whose answers come when something happens.
+/// A place among those whose answers come when something happens. As long as it is kept, and no longer, its client may take
+/// its time with what it is told.
 #[derive(Debug)]
 pub struct Waits {
     _place: OwnedSemaphorePermit,
     _share: Option<Wait>,
+    follows: Arc<AtomicBool>,
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.follows.store(false, Ordering::Relaxed);
+    }
 }
 
 impl Caller {
@@ -90,8 +98,9 @@ impl Caller {
         };
         let own = self.share.as_ref().map(|share| share.wait().ok_or_else(|| full("too many of your clients")));
         let place = self.waiting.clone().try_acquire_owned().map_err(|_| full("too many clients"))?;
+        let share = own.transpose()?;
         self.follows.store(true, Ordering::Relaxed);
-        Ok(Waits { _place: place, _share: own.transpose()? })
+        Ok(Waits { _place: place, _share: share, follows: self.follows.clone() })
     }
 
     /// Waits until they may no longer what they may now.
@@ -283,6 +292,24 @@ mod tests {
         let mut answer = String::new();
         client.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("forbidden"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn who_has_waited_once_may_not_take_its_time_with_every_later_answer() {
+        let bench = crate::serve::testing::Bench::new();
+        let connections = Connections::new(8);
+        let (_client, server) = UnixStream::pair().unwrap();
+        let place = connections.places.clone().acquire_owned().await.unwrap();
+        let Admission::Caller(caller) = connections.admit(Peer::of(&server).unwrap(), &bench.context.tenants, place)
+        else {
+            panic!("the supervisor's own user is turned away")
+        };
+        let patient = || caller.follows.load(Ordering::Relaxed);
+        assert!(!patient());
+        let waits = caller.waits().unwrap();
+        assert!(patient());
+        drop(waits);
+        assert!(!patient());
     }
 
     #[tokio::test]
