@@ -10,9 +10,12 @@ const TABLE: &[(&str, &[&str], &[&str])] = &[
     ("worker-api", &["ipc"], &["jail-spec", "netd-api"]),
     ("netd-api", &["ipc"], &["jail-spec", "worker-api"]),
     ("policies", &[], &["serde_json", "tokio"]),
+    ("policy-set", &[], &["tokio"]),
+    ("policy-audit", &["policy-set"], &["tokio"]),
+    ("policy-kernel", &["policy-set"], &["tokio"]),
     (
         "vmsup",
-        &["ipc", "jail-spec", "worker-api", "netd-api", "policies"],
+        &["ipc", "jail-spec", "worker-api", "netd-api", "policies", "policy-set", "policy-audit", "policy-kernel"],
         &["kvm-ioctls", "virtio-queue", "netlink-sys", "vmm-worker", "jailer", "helper-netd"],
     ),
     ("jailer", &["ipc", "jail-spec", "policies"], &["clap", "tokio", "event-manager", "serde_json"]),

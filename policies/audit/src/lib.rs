@@ -1,0 +1,7 @@
+//! What an auditor asks of a set of policy files: findings, differences, reports.
+//!
+//! Pure: sets in, values and text out.
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+pub mod finding;
