@@ -60,9 +60,10 @@ fn main() {
         .collect();
     files.sort();
     let mut all = Vec::new();
+    let mut workers = Vec::new();
     for file in files.iter().filter(|f| f.extension().is_some_and(|e| e == "json")) {
         println!("cargo::rerun-if-changed={}", file.display());
-        if let Some(name) = filter(file, &arch, &mut code) {
+        if let Some(name) = filter(file, &arch, &mut code, &mut workers) {
             all.push(name);
         }
     }
@@ -72,13 +73,19 @@ fn main() {
         all.iter().map(|n| format!("&{n}")).collect::<Vec<_>>().join(", ")
     )
     .unwrap();
+    fs::write(Path::new(&env::var_os("OUT_DIR").unwrap()).join("section.rs"), section(&workers)).unwrap();
     landlock(&root.join("landlock.json"), &mut code);
     processes(&root.join("process.json"), &mut code);
     fs::write(Path::new(&env::var_os("OUT_DIR").unwrap()).join("policies.rs"), code).unwrap();
 }
 
 /// Emits one filter; `None` for a file that declares its process unfiltered.
-fn filter(file: &Path, arch: &str, code: &mut String) -> Option<String> {
+fn filter(
+    file: &Path,
+    arch: &str,
+    code: &mut String,
+    workers: &mut Vec<(String, Vec<[u32; 4]>)>,
+) -> Option<String> {
     let stem = file.file_stem().unwrap().to_str().unwrap();
     let text = fs::read_to_string(file).unwrap();
     let json: BTreeMap<String, serde_json::Value> =
@@ -117,13 +124,41 @@ fn filter(file: &Path, arch: &str, code: &mut String) -> Option<String> {
         program.len()
     )
     .unwrap();
-    writeln!(code, "pub static {constant}: Filter = Filter {{ name: {name:?}, syscalls: &{syscalls:?}, program: &[")
-        .unwrap();
-    for i in program {
-        writeln!(code, "    sock_filter {{ code: {}, jt: {}, jf: {}, k: {} }},", i.code, i.jt, i.jf, i.k).unwrap();
+    write!(code, "pub static {constant}: Filter = Filter {{ name: {name:?}, syscalls: &{syscalls:?}, program: &").unwrap();
+    let instructions: Vec<[u32; 4]> = program.iter().map(|i| [i.code.into(), i.jt.into(), i.jf.into(), i.k]).collect();
+    if name.starts_with("worker-") {
+        writeln!(code, "section::SECTION.{}.program }};", constant.to_lowercase()).unwrap();
+        workers.push((name.clone(), instructions));
+    } else {
+        writeln!(code, "{} }};", array(&instructions)).unwrap();
     }
-    writeln!(code, "] }};").unwrap();
     Some(constant)
+}
+
+/// Instructions as an array of the source.
+fn array(program: &[[u32; 4]]) -> String {
+    let mut text = "[\n".to_owned();
+    for [code, jt, jf, k] in program {
+        writeln!(text, "    sock_filter {{ code: {code}, jt: {jt}, jf: {jf}, k: {k} }},").unwrap();
+    }
+    text + "]"
+}
+
+/// `src/section.rs`'s data: a struct with a part for each of the worker's filters, and its value.
+fn section(workers: &[(String, Vec<[u32; 4]>)]) -> String {
+    let (mut fields, mut values, mut parts) = (String::new(), String::new(), String::new());
+    for (name, program) in workers {
+        let (field, length) = (name.replace('-', "_"), program.len());
+        writeln!(fields, "    pub {field}: Part<{length}>,").unwrap();
+        writeln!(values, "    {field}: Part::new({name:?}, {}),", array(program)).unwrap();
+        writeln!(parts, "    (&section.{field}.name, &section.{field}.program),").unwrap();
+    }
+    let count = workers.len();
+    format!(
+        "#[repr(C)]\npub(crate) struct Section {{\n    head: Head,\n{fields}}}\n\
+         const CONTENT: Section = Section {{\n    head: Head::new({count}),\n{values}}};\n\
+         fn parts(section: &'static Section) -> [(&'static [u8; NAME], &'static [sock_filter]); {count}] {{ [\n{parts}] }}\n"
+    )
 }
 
 /// A process without a filter says why, and what it calls.

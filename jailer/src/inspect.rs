@@ -4,6 +4,7 @@
 //! created its user namespace has every capability in there: this process enters it by the worker's pidfd and reads. It
 //! is a process of its own, started for one answer; the jailer that serves never enters a namespace itself.
 
+use crate::section;
 use crate::serve::Error;
 use jail_spec::Inspection;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -79,6 +80,9 @@ fn inspect(pid: i32) -> Result<Inspection, Error> {
         root_entries: names(&format!("{folder}/root/")).map_err(|e| fail("root", e))?,
         mounts: String::from_utf8_lossy(&read("mountinfo")?).lines().map(str::to_owned).collect(),
         namespaces,
+        section: fs::File::open(format!("{folder}/exe"))
+            .map_err(|e| e.to_string())
+            .and_then(|program| section::read(program.as_fd()).map_err(|e| e.to_string())),
     };
     // Asked once more at the end: all of the above was of the process that the pidfd names, not of a later one.
     let mut set = [PollFd::new(&pidfd, PollFlags::IN)];
@@ -109,6 +113,11 @@ fn text(i: &Inspection) -> String {
     for namespace in &i.namespaces {
         text += &format!("namespace: {namespace}\n");
     }
+    text += &match &i.section {
+        Ok(section) if section == &policies::section::bytes() => "policy section: as this jailer's own\n".to_owned(),
+        Ok(section) => format!("policy section: {}\n", policies::section::difference(section).unwrap_or_default()),
+        Err(why) => format!("policy section: {why}\n"),
+    };
     text
 }
 

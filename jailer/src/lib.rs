@@ -31,6 +31,7 @@ pub mod places;
 pub mod plan;
 mod reap;
 pub mod report;
+pub mod section;
 pub mod serve;
 mod signals;
 pub mod stages;

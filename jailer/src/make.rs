@@ -1,12 +1,14 @@
 //! Making one jailed worker: the outer child, the inner child, and what they need opened beforehand.
 
 use crate::plan::{self, Failed};
+use crate::section::{self, Stamp};
 use crate::stages::Stages;
 use crate::sys::{self, Forked};
 use jail_spec::Slot;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use std::cell::RefCell;
 use std::io::{PipeReader, PipeWriter, Read, Write};
 
 /// Exit status of a child whose step failed; which one stands in its report.
@@ -26,6 +28,8 @@ pub struct Workshop {
     null: OwnedFd,
     /// The worker's program, opened once: what is installed meanwhile does not mix with what runs.
     program: OwnedFd,
+    /// What came of looking at the program's policy section, and what the file was when it was looked at.
+    checked: RefCell<Option<(Stamp, Result<(), section::Error>)>>,
 }
 
 /// A worker that was just made; it may still fail before it listens.
@@ -44,13 +48,17 @@ pub enum Error {
     /// A system call of the jailer itself.
     #[error("{0}: {1}")]
     System(&'static str, std::io::Error),
+    /// What is in the worker's place may not run there.
+    #[error("the worker's program is refused: {0}")]
+    Program(#[from] section::Error),
     /// A step of the outer child.
     #[error("{}: {}", .0.step, std::io::Error::from_raw_os_error(.0.errno))]
     Step(Failed),
 }
 
 impl Workshop {
-    /// Opens what all workers share.
+    /// Opens what all workers share. A program that is there and may not run is refused later, for every worker that is
+    /// asked for: the workers of an earlier jailer want to be looked after meanwhile.
     ///
     /// # Errors
     /// One of the two cannot be opened.
@@ -59,8 +67,27 @@ impl Workshop {
             rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty()).map_err(std::io::Error::from)
         };
         let null = open("/dev/null", OFlags::RDWR).map_err(|e| Error::System("/dev/null", e))?;
-        let program = open(program, OFlags::RDONLY).map_err(|e| Error::System("the worker's program", e))?;
-        Ok(Workshop { null: above_declared(null)?, program: above_declared(program)? })
+        let program = open(program, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY).map_err(|e| Error::System("the worker's program", e))?;
+        Ok(Workshop { null: above_declared(null)?, program: above_declared(program)?, checked: RefCell::default() })
+    }
+
+    /// Holds the program's policy section against this jailer's own: the first time, and whenever its file was touched.
+    ///
+    /// # Errors
+    /// It may not run.
+    pub fn check(&self) -> Result<(), section::Error> {
+        let program = self.program.as_fd();
+        // Before the section is read: what is written meanwhile makes another stamp.
+        let stamp = Stamp::of(program)?;
+        let mut checked = self.checked.borrow_mut();
+        if let Some((before, result)) = &*checked
+            && *before == stamp
+        {
+            return result.clone();
+        }
+        let result = section::check(program);
+        *checked = Some((stamp, result.clone()));
+        result
     }
 
     /// Makes a worker in `slot`. Returns when the inner child exists; it reports later.
@@ -74,6 +101,7 @@ impl Workshop {
         groups_can_be_cleared: bool,
         cgroup: Option<BorrowedFd<'_>>,
     ) -> Result<Made, Error> {
+        self.check()?;
         let socket = above_declared(bind_control_socket(slot)?)?;
         let (report, writer) = std::io::pipe().map_err(|e| Error::System("pipe", e))?;
         rustix::io::ioctl_fionbio(&report, true).map_err(|e| Error::System("FIONBIO", e.into()))?;

@@ -84,6 +84,9 @@ pub fn serve(options: Options) -> Result<(), Error> {
     let _alone = alone::in_this_directory().map_err(in_directory)?;
     let mut line = Line::open(stdin)?;
     let workshop = Workshop::open(&options.worker)?;
+    if let Err(why) = workshop.check() {
+        complain!("{} is refused: {why}; no worker will be made", options.worker);
+    }
     let source = identity::uid_source();
     let mut uids = source;
     let mut prepared = Prepared::default();

@@ -51,6 +51,7 @@ impl Jailer {
             .map_err(|e| Refusal::Invalid(e.to_string().chars().take(300).collect()))?;
         let made = self.workshop.make(slot, user_namespace, clear_groups, leaf.as_ref().map(|l| l.as_fd()));
         let made = made.map_err(|error| match error {
+            make::Error::Program(why) => Refusal::Program(why.to_string()),
             make::Error::Step(step) => failed(&step.step, step.errno),
             make::Error::System(what, error) => failed(what, error.raw_os_error().unwrap_or(0)),
         })?;

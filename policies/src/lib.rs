@@ -1,11 +1,15 @@
 //! What every process of vmsup may do. The data is in `seccomp/`, `landlock.json` and `process.json`; build.rs turns it
-//! into the constants here; [`apply`] puts it in force, in debug and release alike.
-#![forbid(unsafe_code)]
+//! into the constants here; [`apply`] puts it in force, in debug and release alike. [`section`] is where a program's file
+//! shows what it would put in force.
+//!
+//! Unsafe: an attribute in `section.rs` only.
+#![deny(unsafe_code)]
 #![deny(missing_docs)]
 
 use seccompiler::sock_filter;
 
 pub mod apply;
+pub mod section;
 
 /// A compiled seccomp filter. Default action: kill the process.
 #[derive(Debug)]

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 /// Name of the protocol in the opening handshake.
 pub const NAME: &str = "vmsup-jailer";
 /// Version of the protocol in the opening handshake.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 /// File name of the socket on which a jailer waits for the next supervisor, in the directory of the workers' sockets.
 pub const SOCKET: &str = "jailer.sock";
 /// The most bytes of a worker's last words that are kept.
@@ -221,6 +221,8 @@ pub enum Refusal {
     },
     /// The worker ended before it listened.
     Died(HowEnded, String),
+    /// The program in the worker's place was not built from the policies that the jailer was built from (how it differs).
+    Program(String),
     /// The request itself is wrong; the supervisor is of another mind about limits than the jailer.
     Invalid(String),
 }
@@ -251,6 +253,8 @@ pub struct Inspection {
     pub mounts: Vec<String>,
     /// Entries of `/proc/PID/ns`: kind and inode, `mnt:[4026532513]`.
     pub namespaces: Vec<String>,
+    /// The policy section of the program that it runs, read from `/proc/PID/exe`; or why there is none.
+    pub section: Result<Vec<u8>, String>,
 }
 
 impl ipc::Message for Inspection {
