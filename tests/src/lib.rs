@@ -13,6 +13,7 @@ pub mod netd;
 pub mod netns;
 pub mod page;
 pub mod probe;
+pub mod tampered;
 pub mod tracer;
 pub mod tun;
 pub mod user;

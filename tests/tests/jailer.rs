@@ -1,9 +1,8 @@
 //! The jailer by itself: refusals, the pool, ends, limits, and what it leaves behind. A probe stands in the worker's place.
 
 use jail_spec::{CgroupLimits, HowEnded, Refusal, Reply, Request, Slot};
-use std::path::Path;
 use vmsup_tests::jailer::{Jailer, inspect};
-use vmsup_tests::{eventually, names, program, user};
+use vmsup_tests::{Scratch, eventually, names, program, user};
 
 fn refusal(jailer: &Jailer, limits: Option<CgroupLimits>) -> Refusal {
     jailer.ask(7, limits);
@@ -15,7 +14,11 @@ fn refusal(jailer: &Jailer, limits: Option<CgroupLimits>) -> Refusal {
 
 #[test]
 fn a_program_that_cannot_be_executed_is_refused_with_the_step() {
-    let jailer = Jailer::start(&user::with_subuids(), Path::new("/etc/passwd"), 0);
+    // A program of this release without the right to be executed.
+    let folder = Scratch::new(&user::with_subuids());
+    let program = folder.path().join("worker");
+    std::fs::write(&program, std::fs::read(vmsup_tests::program("vmsup-worker")).unwrap()).unwrap();
+    let jailer = Jailer::start(&user::with_subuids(), &program, 0);
     for _ in 0..3 {
         let Refusal::Step { step, errno } = refusal(&jailer, None) else { panic!("a step failed") };
         assert_eq!((step.as_str(), errno), ("exec", libc::EACCES));
