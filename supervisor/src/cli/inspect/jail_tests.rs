@@ -61,6 +61,7 @@ fn as_declared() -> (Process, Inspection) {
         root_entries: vec![],
         mounts: vec![],
         namespaces: policies::PROCESS_WORKER.namespaces.iter().map(|n| format!("{n}:[2]")).collect(),
+        section: Ok(policies::section::bytes()),
     };
     (process, inspection)
 }
