@@ -22,14 +22,30 @@ pub enum Error {
     /// The caller and `landlock.json` do not know the same places.
     #[error("landlock: no rule, or no place, for {0}")]
     Place(String),
+    /// A trace build could not announce its system calls.
+    #[cfg(feature = "trace")]
+    #[error("trace build: system calls cannot be announced to a tracer in place of filter {0}: {1}")]
+    Trace(&'static str, std::io::Error),
 }
 
 /// Installs `filter` for the calling thread and what it makes from now on. Sets no_new_privs.
 ///
 /// # Errors
 /// What `seccomp(2)` says.
+#[cfg(not(feature = "trace"))]
 pub fn seccomp(filter: &'static Filter) -> Result<(), Error> {
     seccompiler::apply_filter(filter.program).map_err(|e| Error::Seccomp(filter.name, e))
+}
+
+/// Has every system call announced to a tracer, which is told of `filter` and has to be there already: a trace build.
+///
+/// # Errors
+/// What `seccomp(2)` says.
+#[cfg(feature = "trace")]
+pub fn seccomp(filter: &'static Filter) -> Result<(), Error> {
+    // The program's file shows them in its section, in force or not.
+    std::hint::black_box(filter.program);
+    crate::trace_sys::stand_in(filter.name).map_err(|e| Error::Trace(filter.name, e))
 }
 
 /// Denies the calling thread everything that landlock knows to deny: every right of the running ABI is handled and no

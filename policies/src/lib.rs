@@ -2,7 +2,7 @@
 //! into the constants here; [`apply`] puts it in force, in debug and release alike. [`section`] is where a program's file
 //! shows what it would put in force.
 //!
-//! Unsafe: an attribute in `section.rs` only.
+//! Unsafe: an attribute in `section.rs`, and `trace_sys.rs`, which only a trace build has.
 #![deny(unsafe_code)]
 #![deny(missing_docs)]
 
@@ -10,6 +10,11 @@ use seccompiler::sock_filter;
 
 pub mod apply;
 pub mod section;
+#[cfg(feature = "trace")]
+pub mod trace_sys;
+
+/// True in a trace build, which announces every system call to a tracer and filters none.
+pub const TRACE: bool = cfg!(feature = "trace");
 
 /// A compiled seccomp filter. Default action: kill the process.
 #[derive(Debug)]

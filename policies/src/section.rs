@@ -19,8 +19,8 @@ use seccompiler::sock_filter;
 pub const SECTION_NAME: &str = ".vmsup_policy";
 /// What it begins with.
 pub const MAGIC: [u8; 8] = *b"vmsuppol";
-/// Of the layout.
-const VERSION: u32 = 1;
+/// Of the layout; of a trace build, which has the filters and puts none in force, one that no release takes.
+const VERSION: u32 = if crate::TRACE { 1 | 1 << 31 } else { 1 };
 /// Bytes of a filter's name.
 const NAME: usize = 24;
 /// Bytes before the first filter.

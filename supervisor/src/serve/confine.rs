@@ -31,7 +31,8 @@ pub fn confine() -> Result<(), ServeError> {
         let both = Rlimit { current: Some(*value), maximum: Some(*value) };
         rustix::process::setrlimit(resource, both).map_err(|e| failed("rlimits", &e))?;
     }
-    nix::sys::prctl::set_dumpable(false).map_err(|e| failed("dumpable", &e))?;
+    // A trace build is read by its own user's tracer.
+    nix::sys::prctl::set_dumpable(policies::TRACE).map_err(|e| failed("dumpable", &e))?;
     nix::sys::prctl::set_no_new_privs().map_err(|e| failed("no_new_privs", &e))?;
     policies::apply::seccomp(&policies::SUPERVISOR).map_err(|e| failed("filter", &e))
 }
