@@ -17,6 +17,7 @@ pub mod tampered;
 pub mod tracer;
 pub mod tun;
 pub mod user;
+pub mod verdicts;
 pub mod wire;
 
 use std::path::PathBuf;
