@@ -173,16 +173,16 @@ fn the_interpreter_agrees_with_the_kernel_on_random_samples() {
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Caught {
     /// It does not compile.
-    ByCompiler,
+    Compiler,
     /// This call of the table is not as it has to be.
-    ByTable,
+    Table,
     /// Only a way through it shows it, which no call of the table goes.
-    ByWays,
+    Ways,
 }
 
 /// Where the table, as the interpreter or the kernel sees it, or a way shows that a mutant is one.
 fn caught(mutant: &Mutant, original: &Filter, cases: &[Case]) -> Option<Caught> {
-    let Ok(program) = compile(&mutant.filter) else { return Some(Caught::ByCompiler) };
+    let Ok(program) = compile(&mutant.filter) else { return Some(Caught::Compiler) };
     let differs = |case: &&Case| interpreted(&[&program], &case.sample) != case.expected;
     // First where it is likely to be.
     let nr = mutant.syscall.as_deref().and_then(|call| oracle::ARCH.number(call));
@@ -197,8 +197,8 @@ fn caught(mutant: &Mutant, original: &Filter, cases: &[Case]) -> Option<Caught> 
         mutant.what
     );
     match (by_table, by_ways) {
-        (true, _) => Some(Caught::ByTable),
-        (_, true) => Some(Caught::ByWays),
+        (true, _) => Some(Caught::Table),
+        (_, true) => Some(Caught::Ways),
         _ => None,
     }
 }
