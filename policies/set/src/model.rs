@@ -203,7 +203,40 @@ impl Filter {
     }
 }
 
+impl Condition {
+    /// Whether an argument is what it has to be.
+    pub fn holds(&self, args: &[u64; 6]) -> bool {
+        let mask = self.width.mask();
+        let Some(arg) = args.get(usize::from(self.index)).map(|arg| arg & mask) else { return false };
+        let value = self.value & mask;
+        match self.op {
+            Op::Eq => arg == value,
+            Op::Ne => arg != value,
+            Op::Lt => arg < value,
+            Op::Le => arg <= value,
+            Op::Gt => arg > value,
+            Op::Ge => arg >= value,
+            Op::MaskedEq(bits) => arg & bits == value & bits,
+        }
+    }
+}
+
+impl Width {
+    /// The bits that are looked at.
+    pub fn mask(self) -> u64 {
+        match self {
+            Width::Dword => u64::from(u32::MAX),
+            Width::Qword => u64::MAX,
+        }
+    }
+}
+
 impl Rule {
+    /// Whether it names a call with these arguments.
+    pub fn matches(&self, syscall: &str, args: &[u64; 6]) -> bool {
+        self.syscall == syscall && self.conditions.iter().all(|c| c.holds(args))
+    }
+
     /// What tells a rule from others of its filter, whatever its comments and its place: `ioctl(1 == 0xae80)`. Conditions
     /// are sorted; values are hexadecimal.
     pub fn key(&self) -> String {

@@ -1,5 +1,11 @@
 //! Classic BPF as seccomp takes it (`linux/filter.h`, Documentation/userspace-api/seccomp_filter.rst).
 
+mod listing;
+mod validate;
+
+pub use listing::{line, listing};
+pub use validate::{Invalid, LENGTH_MAX, validate};
+
 use crate::model::Action;
 use serde::{Deserialize, Serialize};
 
@@ -57,7 +63,9 @@ impl Data {
             0 => Some(self.nr),
             4 => Some(self.arch),
             8 | 12 => Some(half(self.instruction_pointer, offset == 12)),
-            16..=60 if offset.is_multiple_of(4) => Some(half(self.args[(offset as usize - 16) / 8], !offset.is_multiple_of(8))),
+            16..=60 if offset.is_multiple_of(4) => {
+                Some(half(self.args[(offset as usize - 16) / 8], !offset.is_multiple_of(8)))
+            }
             _ => None,
         }
     }
