@@ -30,7 +30,7 @@ fn the_help_of_serve_tells_how_to_choose_what_is_logged() {
 #[test]
 fn every_command_has_help() {
     let commands =
-        "start run ls inspect console logs stop kill rm wait net doctor serve schema version completions man";
+        "start run ls inspect console logs stop kill rm wait net policy doctor serve schema version completions man";
     for command in commands.split(' ') {
         let help = printed(&[command, "--help"]);
         assert!(help.contains(&format!("Usage: vmsup {command}")), "{help}");
@@ -38,6 +38,10 @@ fn every_command_has_help() {
     for command in ["ls", "leases", "stats"] {
         let help = printed(&["net", command, "--help"]);
         assert!(help.contains(&format!("Usage: vmsup net {command}")) && help.contains("Example"), "{help}");
+    }
+    for command in ["trace"] {
+        let help = printed(&["policy", command, "--help"]);
+        assert!(help.contains(&format!("Usage: vmsup policy {command}")) && help.contains("Example"), "{help}");
     }
 }
 

@@ -199,24 +199,32 @@ pub fn summarise(set: &Set, arch: Arch, seen: &[Seen]) -> Vec<Traced> {
 fn traced(set: &Set, arch: Arch, name: &str, calls: &BTreeMap<(u32, [u64; 6]), u64>) -> Traced {
     let filter = set.filters.iter().find(|f| f.arch == arch && f.name == name);
     let mut traced = Traced { filter: name.to_owned(), known: filter.is_some(), ..Traced::default() };
-    let lens = Lens::new(set, arch);
     let mut used: BTreeSet<String> = BTreeSet::new();
     let mut add: BTreeSet<String> = BTreeSet::new();
+    let mut kinds: BTreeMap<(String, BTreeMap<u8, u64>), Call> = BTreeMap::new();
     for ((nr, args), count) in calls {
         let syscall = arch.syscall(*nr).map_or_else(|| nr.to_string(), str::to_owned);
-        let rules: Vec<String> = filter.map_or_else(Vec::new, |f| matching(f, &syscall, args).map(Rule::key).collect());
+        let rules: Vec<&Rule> = filter.map_or_else(Vec::new, |f| matching(f, &syscall, args).collect());
         let allowed = filter.is_some_and(|f| permits(if rules.is_empty() { f.default } else { f.matched }));
-        let kept = lens.0.get(nr).copied().unwrap_or_default();
-        let shown = (0u8..).zip(args.iter().zip(kept)).filter(|(_, (_, kept))| *kept != 0);
-        let call =
-            Call { args: shown.map(|(n, (arg, _))| (n, *arg)).collect(), syscall, count: *count, rules, allowed };
-        if !call.allowed {
-            add.insert(exact(&call).key());
+        // What tells what the call does, and what these rules looked at: another rule's condition, on an argument that
+        // means nothing here, makes no two calls of one.
+        let looked = rules.iter().flat_map(|r| r.conditions.iter().map(|c| c.index));
+        let shown: BTreeSet<u8> = telling(&syscall).unwrap_or_default().iter().copied().chain(looked).collect();
+        let args: BTreeMap<u8, u64> = shown.into_iter().filter_map(|n| Some((n, *args.get(usize::from(n))?))).collect();
+        let call = kinds.entry((syscall, args)).or_insert_with_key(|(syscall, args)| Call {
+            syscall: syscall.clone(),
+            args: args.clone(),
+            count: 0,
+            rules: rules.into_iter().map(Rule::key).collect(),
+            allowed,
+        });
+        call.count += count;
+        if !allowed {
+            add.insert(exact(call).key());
         }
         used.extend(call.rules.iter().cloned());
-        traced.calls.push(call);
     }
-    traced.calls.sort_by(|a, b| (&a.syscall, &a.args).cmp(&(&b.syscall, &b.args)));
+    traced.calls = kinds.into_values().collect();
     traced.add = add.into_iter().collect();
     let Some(filter) = filter else { return traced };
     for rule in &filter.rules {

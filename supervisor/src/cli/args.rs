@@ -342,6 +342,14 @@ pub enum Command {
 
 Example:\n  VMSUP_LOG=debug vmsup serve")]
     Serve(Box<Serve>),
+    /// What every process of vmsup may do, and why.
+    ///
+    /// Policies are compiled into the programs; these commands read them from this program, or from a directory.
+    #[command(after_help = "Example:\n  vmsup policy trace -- target/bin/trace/vmsup run --rm examples/hello.json")]
+    Policy {
+        #[command(subcommand)]
+        what: super::policy::args::Policy,
+    },
     /// Print the JSON Schema of vm.json.
     #[command(after_help = "Example:\n  vmsup schema > vm.schema.json")]
     Schema,
@@ -571,7 +579,7 @@ fn number(text: &str, max: u32, of: &str) -> Result<u32, String> {
 }
 
 /// Ids satisfy the rule for names, too.
-fn vm_name(text: &str) -> Result<String, String> {
+pub fn vm_name(text: &str) -> Result<String, String> {
     vmsup::vmjson::check::check_name(text)?;
     Ok(text.to_owned())
 }

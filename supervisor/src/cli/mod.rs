@@ -22,6 +22,7 @@ mod net;
 mod ops;
 mod output;
 mod owners;
+mod policy;
 mod quota;
 mod rates;
 mod run;
@@ -88,6 +89,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Quota { all, json } => quota::quota(&client, all, json.json),
         Command::Doctor { json } => doctor::doctor(&client, json.json),
         Command::Serve(serve) => serve::serve(cli.socket, *serve),
+        Command::Policy { what } => policy::policy(&client, &what),
         Command::Schema => documents::schema(),
         Command::Version { json } => documents::version(&client, json.json),
         Command::Completions { shell } => documents::completions(shell),

@@ -149,3 +149,19 @@ fn conditions_are_held_against_as_much_of_an_argument_as_they_look_at() {
         assert_eq!(holds, expected, "{width:?} {op:?} {value}");
     }
 }
+
+/// `fcntl`'s third argument means something with some commands only.
+#[test]
+fn an_argument_that_only_another_rule_looks_at_makes_no_two_calls_of_one() {
+    let mut set = set();
+    let setfl = rule("fcntl", &[(1, Op::Eq, 4), (2, Op::MaskedEq(0x800), 0x800)]);
+    set.filters[0].rules.extend([rule("fcntl", &[(1, Op::Eq, 1)]), setfl]);
+    let mut recorder = Recorder::new(&set, Arch::X86_64);
+    let nr = Arch::X86_64.number("fcntl").unwrap();
+    for args in [[3, 1, 0x7f00, 0, 0, 0], [3, 1, 0x5500, 0, 0, 0], [3, 4, 0x802, 0, 0, 0]] {
+        recorder.note(&stack(None), &Data { nr, arch: Arch::X86_64.audit(), instruction_pointer: 0, args });
+    }
+    let traced = summarise(&set, Arch::X86_64, &recorder.seen());
+    let kinds: Vec<(BTreeMap<u8, u64>, u64)> = traced[0].calls.iter().map(|c| (c.args.clone(), c.count)).collect();
+    assert_eq!(kinds, [(BTreeMap::from([(1, 1)]), 2), (BTreeMap::from([(1, 4), (2, 0x802)]), 1)]);
+}

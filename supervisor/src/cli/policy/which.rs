@@ -1,0 +1,49 @@
+//! Which set is asked about, and which of its architectures.
+
+use crate::cli::failure::Failure;
+use crate::cli::sanitize::without_errno;
+use clap::{Args, ValueHint};
+use policy_set::arch::Arch;
+use policy_set::model::Set;
+use std::path::PathBuf;
+
+/// Which set.
+#[derive(Debug, Args)]
+pub struct Which {
+    /// A set on disk (a `policies` directory, or the one that has it), instead of the one compiled in.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    dir: Option<PathBuf>,
+    /// Its policies for this architecture, instead of this host's: x86_64 or aarch64.
+    #[arg(long, value_name = "ARCH", value_parser = arch)]
+    arch: Option<Arch>,
+}
+
+impl Which {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// One sentence: what is wrong, and in which file.
+    pub fn set(&self) -> Result<Set, Failure> {
+        let set = match &self.dir {
+            Some(dir) => Set::from_folder(dir),
+            None => Set::from_texts(
+                "compiled in",
+                policies::FILES.iter().map(|(path, text)| (path.to_string(), text.to_string())),
+            ),
+        };
+        set.map_err(|e| Failure::input(without_errno(&e.to_string())))
+    }
+
+    /// The architecture.
+    ///
+    /// # Errors
+    /// None was named, and the host's has no policies.
+    pub fn arch(&self) -> Result<Arch, Failure> {
+        let arch = self.arch.or_else(Arch::host);
+        arch.ok_or_else(|| Failure::input("this host's architecture has no policies; name one with --arch"))
+    }
+}
+
+fn arch(name: &str) -> Result<Arch, String> {
+    Arch::named(name).ok_or_else(|| "there are policies for x86_64 and aarch64".to_owned())
+}
