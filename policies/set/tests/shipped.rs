@@ -15,12 +15,13 @@ fn shipped() -> Set {
 fn the_shipped_set_is_read_whole_and_keeps_the_rules_of_the_house() {
     let set = shipped();
     assert_eq!(house_rules(&set), Vec::<String>::new());
-    let x86: Vec<&str> = set.filters.iter().filter(|f| f.arch == Arch::X86_64).map(|f| f.name.as_str()).collect();
-    assert_eq!(
-        x86,
-        ["netd", "supervisor", "worker-control", "worker-io", "worker-reactor", "worker-startup", "worker-vcpu"]
-    );
-    assert!(set.unfiltered.iter().any(|u| u.name == "jailer"));
+    let names =
+        |arch| -> Vec<&str> { set.filters.iter().filter(|f| f.arch == arch).map(|f| f.name.as_str()).collect() };
+    let filters =
+        ["netd", "supervisor", "worker-control", "worker-io", "worker-reactor", "worker-startup", "worker-vcpu"];
+    assert_eq!(names(Arch::X86_64), filters);
+    assert_eq!(names(Arch::Aarch64), filters, "every architecture has all of them");
+    assert_eq!(set.unfiltered.iter().filter(|u| u.name == "jailer").count(), Arch::ALL.len());
     assert!(set.landlock.contains_key("worker") && set.processes.contains_key("netd"));
     assert!(set.nft["vmsup.nft"].contains("table"));
 }
