@@ -126,7 +126,9 @@ pub fn difference(found: &[u8]) -> Option<String> {
             let name = String::from_utf8_lossy(name);
             let name = name.trim_end_matches('\0');
             return Some(match at.checked_sub(start + NAME + 4) {
-                Some(offset) => format!("filter {name} differs from its instruction {} on", offset / size_of::<sock_filter>()),
+                Some(offset) => {
+                    format!("filter {name} differs from its instruction {} on", offset / size_of::<sock_filter>())
+                }
                 None => format!("filter {name} is another one"),
             });
         }
@@ -144,7 +146,8 @@ mod tests {
         let bytes = bytes();
         assert_eq!(bytes.len(), size_of::<Section>(), "no padding");
         assert!(bytes.len() as u64 <= MOST);
-        let names: Vec<_> = parts(&SECTION).iter().map(|(name, _)| String::from_utf8_lossy(*name).into_owned()).collect();
+        let names: Vec<_> =
+            parts(&SECTION).iter().map(|(name, _)| String::from_utf8_lossy(*name).into_owned()).collect();
         let workers: Vec<_> = crate::ALL.iter().filter(|f| f.name.starts_with("worker-")).collect();
         assert_eq!(names.len(), workers.len());
         for ((name, (_, program)), filter) in names.iter().zip(parts(&SECTION)).zip(workers) {

@@ -9,6 +9,7 @@ pub mod arch;
 pub mod bpf;
 pub mod check;
 pub mod compile;
+pub mod families;
 pub mod foreign;
 mod house;
 pub mod model;

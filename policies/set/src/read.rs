@@ -15,6 +15,8 @@ use std::path::Path;
 pub use crate::house::house_rules;
 pub use crate::wire::Error;
 
+/// The thread part of the name of a filter that is put on a whole process first.
+const STARTUP: &str = "startup";
 /// Most files of a set.
 const FILES_MAX: usize = 256;
 
@@ -157,6 +159,21 @@ impl Set {
     /// The filter of this name.
     pub fn filter(&self, arch: Arch, name: &str) -> Option<&Filter> {
         self.filters.iter().find(|f| f.arch == arch && f.name == name)
+    }
+
+    /// What all threads of a process may call together once each has narrowed to its own filter, sorted.
+    pub fn narrowed(&self, arch: Arch, process: &str) -> BTreeSet<&str> {
+        self.filters
+            .iter()
+            .filter(|f| f.arch == arch && f.process() == process && f.thread().is_some_and(|t| t != STARTUP))
+            .flat_map(Filter::syscalls)
+            .collect()
+    }
+
+    /// The filter that is in force below another one: what a process puts on before its threads narrow.
+    pub fn below(&self, filter: &Filter) -> Option<&Filter> {
+        let name = format!("{}-{STARTUP}", filter.process());
+        self.filter(filter.arch, &name).filter(|below| below.name != filter.name && filter.thread().is_some())
     }
 
     /// The architectures that the set has filters for.
