@@ -6,4 +6,6 @@
 #![deny(unsafe_code)]
 
 pub mod notify;
+pub mod readback;
+mod sys;
 mod sys_notify;

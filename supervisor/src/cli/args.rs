@@ -90,9 +90,26 @@ pub enum Command {
     ///
     /// Shows the process itself, read from the kernel: user and group, namespaces, capabilities, seccomp of each thread,
     /// limits, cgroup, files and mounts. What the kernel shows to nobody is listed as asserted at start.
+    ///
+    /// With --verify all of it is held against the policies that this program was built with, every difference is named, and
+    /// the exit status is 1 where there is one. The seccomp filters themselves are shown by the kernel to root only: started
+    /// as root (name the supervisor with --socket), the installed instructions are read back and compared, too.
+    #[command(
+        after_help = "Examples:\n  vmsup inspect web1\n  vmsup inspect web1 --verify\n  sudo vmsup --socket /run/user/1000/vmsup/api.sock inspect --all --verify\n  vmsup inspect --all --prometheus\n\nExit status: 0 as declared, 1 with differences, 2 wrong input."
+    )]
     Inspect {
-        #[command(flatten)]
-        vm: Vm,
+        /// Name or id of the VM.
+        #[arg(value_name = "VM", value_parser = vm_name, required_unless_present = "all")]
+        vm: Option<String>,
+        /// Every VM of the supervisor, and supervisor, jailer and netd themselves.
+        #[arg(long, conflicts_with = "vm")]
+        all: bool,
+        /// Compare with the policies, and exit with 1 on any difference.
+        #[arg(long)]
+        verify: bool,
+        /// Print what --all --verify finds in Prometheus' text format.
+        #[arg(long, requires = "all", conflicts_with = "json")]
+        prometheus: bool,
         #[command(flatten)]
         json: Json,
     },

@@ -59,7 +59,10 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Start { what, json } => acts::start(&client, &what, json.json),
         Command::Run { rm, file } => run::run(&client, &file, rm),
         Command::Ls { json } => vms::ls(&client, json.json),
-        Command::Inspect { vm, json } => inspect::inspect(&client, &vm.vm, json.json),
+        Command::Inspect { vm: Some(vm), verify, json, .. } => inspect::inspect(&client, &vm, verify, json.json),
+        Command::Inspect { vm: None, verify, prometheus, json, .. } => {
+            inspect::all(&client, verify || prometheus, prometheus, json.json)
+        }
         Command::Console { vm, detach_on_eof, no_history, read_only } => {
             vms::console(&client, &vm.vm, vms::Attach { detach_on_eof, history: !no_history, input: !read_only })
         }

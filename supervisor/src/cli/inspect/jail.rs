@@ -2,6 +2,7 @@
 
 use super::super::sanitize::without_errno;
 use super::proc::{self, Process};
+use super::verify;
 use jail_spec::Inspection;
 use serde::Serialize;
 use std::io::Read;
@@ -44,6 +45,10 @@ pub struct Inside {
     pub environ_bytes: usize,
     /// Its open files.
     pub fds: Vec<Fd>,
+    /// SHA-256 of the policy section of the program that it runs.
+    pub section_sha256: Option<String>,
+    /// How that section is not as this program's own; also where there is none.
+    pub section_difference: Option<String>,
 }
 
 /// A namespace.
@@ -141,6 +146,8 @@ fn inside(inspection: Inspection, info: &VmInfo, own: Vec<String>) -> Inside {
     Inside {
         namespaces: namespaces.collect(),
         fds: fds.collect(),
+        section_sha256: inspection.section.as_ref().ok().map(|bytes| verify::sha256(bytes)),
+        section_difference: verify::section(&inspection.section),
         root: inspection.root,
         root_entries: inspection.root_entries,
         mounts: inspection.mounts,
@@ -230,6 +237,7 @@ fn deviations(process: &Process, inside: Option<&Inside>, tap_queues: usize) -> 
             found.push(format!("it has no {kind} namespace of its own"));
         }
     }
+    found.extend(inside.section_difference.clone());
     if inside.environ_bytes > 0 {
         found.push(format!("its environment has {} bytes", inside.environ_bytes));
     }

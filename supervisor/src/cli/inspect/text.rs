@@ -8,6 +8,7 @@ use super::super::vms::state;
 use super::Report;
 use super::jail::{Inside, Jail, shown};
 use super::proc::Process;
+use super::verify::Verified;
 use std::fmt::Write;
 use vmsup::api::types::{VmInfo, WorkerInfo};
 use vmsup::spec::Builtin;
@@ -24,6 +25,29 @@ pub fn render(report: &Report) -> String {
     }
     if let (Some(jail), Some(worker)) = (&report.jail, &report.info.worker) {
         self::jail(&mut out, jail, worker);
+    }
+    if let Some(checked) = &report.verified {
+        out.push('\n');
+        out.push_str(&verified(checked));
+    }
+    out
+}
+
+/// What came of holding a process against its policy.
+pub fn verified(checked: &Verified) -> String {
+    let what = match &checked.vm {
+        Some(vm) => format!("VM {}: {}", line(vm), checked.process),
+        None => checked.process.clone(),
+    };
+    let mut out = match checked.differences.len() {
+        0 => format!("{what} {} is as declared\n", checked.pid),
+        n => format!("{what} {} is NOT as declared: {n} differences\n", checked.pid),
+    };
+    for difference in &checked.differences {
+        labelled(&mut out, "DIFFERENCE", difference);
+    }
+    for note in &checked.not_seen {
+        labelled(&mut out, "not verified", note);
     }
     out
 }
@@ -160,6 +184,9 @@ fn surroundings(out: &mut String, inside: &Inside) {
     labelled(out, "root", &format!("{}, {} entries", inside.root, inside.root_entries.len()));
     for mount in &inside.mounts {
         labelled(out, "mount", mount);
+    }
+    if let Some(hash) = &inside.section_sha256 {
+        labelled(out, "policies", &format!("SHA-256 of its program's section: {hash}"));
     }
     labelled(out, "environment", &format!("{} bytes", inside.environ_bytes));
 }
