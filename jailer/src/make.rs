@@ -67,7 +67,8 @@ impl Workshop {
             rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty()).map_err(std::io::Error::from)
         };
         let null = open("/dev/null", OFlags::RDWR).map_err(|e| Error::System("/dev/null", e))?;
-        let program = open(program, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY).map_err(|e| Error::System("the worker's program", e))?;
+        let program = open(program, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)
+            .map_err(|e| Error::System("the worker's program", e))?;
         Ok(Workshop { null: above_declared(null)?, program: above_declared(program)?, checked: RefCell::default() })
     }
 

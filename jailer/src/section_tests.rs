@@ -55,7 +55,10 @@ fn an_equal_section_is_let_pass_and_a_changed_instruction_is_not() {
     let mut loose = own.clone();
     loose[kill..kill + 4].copy_from_slice(&0x7fff_0000u32.to_ne_bytes());
     let said = checked(&elf(&loose)).unwrap_err().to_string();
-    assert!(said.starts_with("it was built from other policies than this jailer: filter worker-vcpu differs"), "{said}");
+    assert!(
+        said.starts_with("it was built from other policies than this jailer: filter worker-vcpu differs"),
+        "{said}"
+    );
     assert!(matches!(checked(&elf(&own[..40])), Err(Error::Different(_))));
     assert!(matches!(checked(&elf(b"")), Err(Error::Different(_))));
 }
@@ -70,7 +73,10 @@ fn the_own_programs_section_is_found_in_its_file() {
 #[test]
 fn what_is_no_program_is_refused() {
     assert_eq!(checked(b""), Err(Error::NotAProgram));
-    assert_eq!(checked(b"#!/bin/sh\nexec sleep 1\n# and some more, for a header's length ......\n"), Err(Error::NotAProgram));
+    assert_eq!(
+        checked(b"#!/bin/sh\nexec sleep 1\n# and some more, for a header's length ......\n"),
+        Err(Error::NotAProgram)
+    );
     let mut narrow = elf(&policies::section::bytes());
     narrow[4] = 1;
     assert_eq!(checked(&narrow), Err(Error::NotAProgram));

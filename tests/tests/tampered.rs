@@ -36,7 +36,8 @@ fn no_vm_starts_with_a_worker_from_other_policies_and_the_sentence_names_the_fil
         let host = Host::start(&user, &["--pool", "1", "--worker", worker.to_str().unwrap()]);
         let fds = host.fds();
         let said = host.vmsup(&["start", &host.guest("victim", "deaf", "")]).sentence(1);
-        let differs = format!("it was built from other policies than this jailer: filter {filter} differs from its instruction");
+        let differs =
+            format!("it was built from other policies than this jailer: filter {filter} differs from its instruction");
         assert!(said.contains("vmsup-worker") && said.contains(&differs), "{said}");
         assert!(host.log().contains(&differs), "{}", host.log());
         assert_ne!(host.state("victim"), "running");
@@ -51,7 +52,8 @@ fn a_section_that_is_not_there_or_lies_is_refused() {
     let number = |at: usize| u64::from_le_bytes(good[at..at + 8].try_into().unwrap());
     // The entry of the section's own in the table: that which says where it stands.
     let table = number(40) as usize;
-    let entry = (table..good.len() - 63).step_by(64).find(|at| number(at + 24) == section.start as u64).expect("its entry");
+    let entry =
+        (table..good.len() - 63).step_by(64).find(|at| number(at + 24) == section.start as u64).expect("its entry");
     let changed = |at: usize, bytes: &[u8]| {
         let mut file = good.clone();
         file[at..at + bytes.len()].copy_from_slice(bytes);

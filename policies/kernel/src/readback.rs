@@ -152,7 +152,8 @@ mod tests {
 
     #[test]
     fn an_unfiltered_process_has_no_filters_and_goes_on() {
-        let mut child = std::process::Command::new("sleep").arg("1000").stdout(std::process::Stdio::null()).spawn().unwrap();
+        let mut child =
+            std::process::Command::new("sleep").arg("1000").stdout(std::process::Stdio::null()).spawn().unwrap();
         let pid = child.id().cast_signed();
         match readback(pid) {
             Ok(threads) => {

@@ -39,9 +39,9 @@ pub fn no_worker(error: MakeError) -> ApiError {
             let end = WorkerEnd::new(how, &words);
             internal(format!("no jail could be made: {}; vmsup doctor may know why", end.reason()))
         }
-        MakeError::Refused(Refusal::Program(why)) => {
-            internal(format!("the worker's program (vmsup-worker) is refused: {why}; install all programs of one release"))
-        }
+        MakeError::Refused(Refusal::Program(why)) => internal(format!(
+            "the worker's program (vmsup-worker) is refused: {why}; install all programs of one release"
+        )),
         MakeError::Refused(Refusal::Invalid(why)) => internal(format!("the jailer refused the request: {why}")),
     }
 }

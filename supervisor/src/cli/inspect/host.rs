@@ -97,7 +97,14 @@ mod tests {
             seccomp_filters: Some(1),
         };
         let core = Limit { name: "core".into(), soft: Some(0), hard: Some(0) };
-        Process { uids: vec![], gids: vec![], groups: vec![], threads: vec![thread], rlimits: vec![core], cgroup: String::new() }
+        Process {
+            uids: vec![],
+            gids: vec![],
+            groups: vec![],
+            threads: vec![thread],
+            rlimits: vec![core],
+            cgroup: String::new(),
+        }
     }
 
     #[test]

@@ -33,14 +33,17 @@ pub fn process_with(
         let who = format!("thread {} ({})", thread.tid, thread.name);
         match readback::thread(thread.tid) {
             Ok(found) => match expected(&thread.name) {
-                Some(expected) => verified.differences.extend(difference(&expected, &found).map(|how| format!("{who}: {how}"))),
+                Some(expected) => {
+                    verified.differences.extend(difference(&expected, &found).map(|how| format!("{who}: {how}")))
+                }
                 None => verified.differences.push(format!("{who}: no policy declares a thread of that name")),
             },
             // Threads may end while their process goes on.
             Err(Error::Gone(_)) => {}
             Err(error @ (Error::NotPermitted | Error::NotBuilt)) => {
                 verified.filters_read_back = false;
-                let how = if error == Error::NotPermitted { "; as root, vmsup inspect --verify reads them back" } else { "" };
+                let how =
+                    if error == Error::NotPermitted { "; as root, vmsup inspect --verify reads them back" } else { "" };
                 verified.not_seen.push(format!("the installed filters: {error}{how}"));
                 return;
             }
@@ -104,7 +107,9 @@ mod tests {
         loose[1][kill].k = 0x7fff_0000;
         assert_eq!(
             difference(&expected, &loose).unwrap(),
-            format!("the installed filter worker-vcpu differs at instruction {kill}: return allow, declared is return kill the process")
+            format!(
+                "the installed filter worker-vcpu differs at instruction {kill}: return allow, declared is return kill the process"
+            )
         );
         let mut longer = good.clone();
         longer[0].push(good[0][0]);

@@ -40,7 +40,11 @@ pub fn inspect(client: &Client, vm: &str, verify: bool, json: bool) -> Result<()
         report.verified = Some(verify::vm(&report));
     }
     let good = report.verified.as_ref().is_none_or(Verified::is_good);
-    if json { print_json(&report)? } else { print(text::render(&report))? }
+    if json {
+        print_json(&report)?
+    } else {
+        print(text::render(&report))?
+    }
     if good { Ok(()) } else { Err(Failure::status(FAILED)) }
 }
 

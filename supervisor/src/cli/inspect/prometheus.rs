@@ -11,16 +11,22 @@ pub fn text(all: &[Verified]) -> String {
         for one in all {
             if let Some((more, value)) = value(one) {
                 let vm = escaped(one.vm.as_deref().unwrap_or_default());
-                let _ = writeln!(out, "{name}{{vm=\"{vm}\",process=\"{}\",pid=\"{}\"{more}}} {value}", one.process, one.pid);
+                let _ = writeln!(
+                    out,
+                    "{name}{{vm=\"{vm}\",process=\"{}\",pid=\"{}\"{more}}} {value}",
+                    one.process, one.pid
+                );
             }
         }
     };
     let plain = |value: usize| Some((String::new(), value));
     family("vmsup_verify_ok", "Whether a process is as its policy declares.", &|v| plain(usize::from(v.is_good())));
     family("vmsup_verify_differences", "Differences of a process to its policy.", &|v| plain(v.differences.len()));
-    family("vmsup_verify_filters_read_back", "Whether the installed filters were read back and compared, which takes root.", &|v| {
-        plain(usize::from(v.filters_read_back))
-    });
+    family(
+        "vmsup_verify_filters_read_back",
+        "Whether the installed filters were read back and compared, which takes root.",
+        &|v| plain(usize::from(v.filters_read_back)),
+    );
     family("vmsup_verify_policy_info", "SHA-256 of the policy section of the program that a worker runs.", &|v| {
         Some((format!(",sha256=\"{}\"", v.section_sha256.as_ref()?), 1))
     });
