@@ -5,7 +5,6 @@ pub mod oracle;
 pub mod paths;
 pub mod programs;
 pub mod samples;
-pub mod standin;
 
 use policy_set::bpf::{Data, Instruction};
 use vmsup_tests::verdicts::{Abi, Sample, Verdict};
@@ -29,8 +28,10 @@ pub fn data(sample: &Sample) -> Data {
 /// What the interpreter says that the kernel does under these programs.
 pub fn interpreted(programs: &[&[Instruction]], sample: &Sample) -> Verdict {
     let data = data(sample);
-    let returned: Vec<u32> =
-        programs.iter().map(|p| standin::run(p, &data).unwrap_or_else(|fault| panic!("{sample}: {fault:?}"))).collect();
+    let returned: Vec<u32> = programs
+        .iter()
+        .map(|p| policy_set::bpf::run(p, &data).unwrap_or_else(|fault| panic!("{sample}: {fault:?}")))
+        .collect();
     Verdict::seen_of(&returned)
 }
 
