@@ -1,11 +1,66 @@
 //! What can be asked about policies.
 
 use super::{trace, which::Which};
+use crate::cli::args::Json;
 use clap::Subcommand;
 
 /// What can be asked about policies.
 #[derive(Debug, Subcommand)]
 pub enum Policy {
+    /// List the filters: how many system calls each allows, its budget, its compiled program.
+    #[command(after_help = "Examples:
+  vmsup policy ls
+  vmsup policy ls --arch aarch64 --json")]
+    Ls {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Show what a process, or one of its threads, may do, and which code needs it.
+    ///
+    /// The system calls are grouped by what they are for, each with its conditions and its reason; for a whole process its
+    /// capabilities, namespaces, resource limits, open files and landlock rules stand beside them.
+    #[command(after_help = "Examples:
+  vmsup policy show worker/vcpu
+  vmsup policy show netd")]
+    Show {
+        /// worker/vcpu, worker, supervisor, netd, jailer: `vmsup policy ls` lists them.
+        #[arg(value_name = "PROCESS[/THREAD]")]
+        name: String,
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Ask whether a system call may be made, by which rule, and why.
+    ///
+    /// The compiled BPF program answers, run as the kernel runs it. For a worker's thread the filter that is put on the whole
+    /// worker first is asked as well: filters stack, and a call needs both. Arguments that are left out are 0.
+    ///
+    /// Exit status: 0 allowed, 1 denied, 2 wrong input. With --all: 0.
+    #[command(after_help = "Examples:
+  vmsup policy check worker/vcpu ioctl 0 0xae80
+  vmsup policy check netd openat
+  vmsup policy check worker/reactor --all")]
+    Check {
+        /// worker/vcpu, supervisor, netd: one filter.
+        #[arg(value_name = "PROCESS[/THREAD]")]
+        name: String,
+        /// Name of the system call.
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        syscall: Option<String>,
+        /// Its arguments, up to six: decimal, 0x hexadecimal, or negative.
+        #[arg(value_name = "ARG", num_args = 0..=6, value_parser = argument, allow_negative_numbers = true)]
+        args: Vec<u64>,
+        /// List every system call of the architecture instead.
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        json: Json,
+    },
     /// Record what processes of a trace build call, and propose the policy that this needs.
     ///
     /// A trace build (`make trace-build`, target/bin/trace) announces every system call instead of filtering any: it is for
@@ -27,4 +82,14 @@ pub enum Policy {
         #[command(flatten)]
         options: trace::Options,
     },
+}
+
+/// An argument of a system call: 64 bits.
+fn argument(text: &str) -> Result<u64, String> {
+    let parsed = match (text.strip_prefix("0x"), text.strip_prefix('-')) {
+        (Some(digits), _) => u64::from_str_radix(digits, 16).ok(),
+        (_, Some(_)) => text.parse::<i64>().ok().map(i64::cast_unsigned),
+        _ => text.parse().ok(),
+    };
+    parsed.ok_or_else(|| "a number of 64 bits, decimal or 0x hexadecimal".to_owned())
 }

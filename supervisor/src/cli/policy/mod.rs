@@ -3,6 +3,10 @@
 //! Reads the set that is compiled in, or one on disk; no supervisor is needed for that, and none is started.
 
 pub mod args;
+mod check;
+mod ls;
+mod names;
+mod show;
 pub mod trace;
 mod which;
 
@@ -13,6 +17,12 @@ use args::Policy;
 /// `vmsup policy …`.
 pub fn policy(client: &Client, what: &Policy) -> Result<(), Failure> {
     match what {
+        Policy::Ls { which, json } => ls::ls(which, json.json),
+        Policy::Show { name, which, json } => show::show(which, name, json.json),
+        Policy::Check { name, syscall: Some(syscall), args, which, json, .. } => {
+            check::one(which, name, syscall, args, json.json)
+        }
+        Policy::Check { name, which, json, .. } => check::all(which, name, json.json),
         Policy::Trace { which, options } => trace::trace(client, &which.set()?, which.arch()?, options),
     }
 }

@@ -4,7 +4,9 @@ use crate::cli::failure::Failure;
 use crate::cli::sanitize::without_errno;
 use clap::{Args, ValueHint};
 use policy_set::arch::Arch;
-use policy_set::model::Set;
+use policy_set::bpf::Instruction;
+use policy_set::compile::compile;
+use policy_set::model::{Filter, Set};
 use std::path::PathBuf;
 
 /// Which set.
@@ -32,6 +34,20 @@ impl Which {
             ),
         };
         set.map_err(|e| Failure::input(without_errno(&e.to_string())))
+    }
+
+    /// A filter's program: the one that this release puts in force, where it is one of those; else what its file compiles to.
+    ///
+    /// # Errors
+    /// It does not compile.
+    pub fn program(&self, filter: &Filter) -> Result<Vec<Instruction>, Failure> {
+        let shipped = policies::ALL.iter().find(|f| f.name == filter.name);
+        match shipped.filter(|_| self.dir.is_none() && Arch::host() == Some(filter.arch)) {
+            Some(ours) => {
+                Ok(ours.program.iter().map(|i| Instruction { code: i.code, jt: i.jt, jf: i.jf, k: i.k }).collect())
+            }
+            None => compile(filter).map_err(|e| Failure::input(without_errno(&e.to_string()))),
+        }
     }
 
     /// The architecture.
