@@ -88,12 +88,15 @@ pub struct Seen {
     pub count: u64,
 }
 
+/// Number of a system call, and its arguments as far as anybody looks.
+type Numbers = (u32, [u64; 6]);
+
 /// Counts system calls.
 #[derive(Debug)]
 pub struct Recorder {
     lens: Lens,
     audit: u32,
-    by_filters: HashMap<Vec<String>, HashMap<(u32, [u64; 6]), u64>>,
+    by_filters: HashMap<Vec<String>, HashMap<Numbers, u64>>,
 }
 
 impl Recorder {
