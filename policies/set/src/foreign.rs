@@ -10,7 +10,7 @@
 
 use crate::arch::Arch;
 use crate::model::{Filter, Set};
-use crate::wire::{self, Error, Source, WireAction};
+use crate::wire::{self, Error, Once, Source, WireAction};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
@@ -35,7 +35,7 @@ struct ForeignFilter<'a> {
 /// What is not of the format, by file and line; a system call that the architecture does not have.
 pub fn read(file: &str, arch: Arch, text: &str) -> Result<Set, Error> {
     let source = Source { file, text };
-    let all: BTreeMap<String, &RawValue> = source.parse(text)?;
+    let Once(all): Once<&RawValue> = source.parse(text)?;
     if all.is_empty() || all.len() > FILTERS_MAX {
         return Err(source.error(None, format!("{} filters, where 1 to {FILTERS_MAX} are possible", all.len())));
     }

@@ -5,7 +5,7 @@
 
 use crate::arch::Arch;
 use crate::model::{Filter, Landlock, LandlockRule, Process, Rule, Set, Unfiltered};
-use crate::wire::{self, Source, WireAction};
+use crate::wire::{self, Once, Source, WireAction};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,7 +27,7 @@ struct FilterFile<'a> {
     match_action: WireAction,
     #[serde(default)]
     include: Vec<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "wire::once")]
     accept: BTreeMap<String, String>,
     #[serde(borrow)]
     filter: Vec<&'a RawValue>,
@@ -80,11 +80,11 @@ struct ProcessFile {
     capabilities: Vec<String>,
     #[serde(default)]
     namespaces: Vec<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "wire::once")]
     rlimits: BTreeMap<String, u64>,
     #[serde(default)]
     fds: Vec<FdFile>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "wire::once")]
     budgets: BTreeMap<String, usize>,
 }
 
@@ -129,7 +129,8 @@ impl Set {
                         .strip_suffix(".json")
                         .and_then(Arch::named)
                         .ok_or_else(|| source.error(None, "a record is named after its architecture"))?;
-                    set.recorded.insert(arch, source.parse(source.text)?);
+                    let Once(filters): Once<Vec<String>> = source.parse(source.text)?;
+                    set.recorded.insert(arch, filters);
                 }
                 _ => {}
             }
@@ -238,7 +239,7 @@ fn include(source: Source<'_>, arch: Arch) -> Result<Vec<Rule>, Error> {
 }
 
 fn landlock(source: Source<'_>) -> Result<BTreeMap<String, Landlock>, Error> {
-    let all: BTreeMap<String, LandlockFile> = source.parse(source.text)?;
+    let Once(all): Once<LandlockFile> = source.parse(source.text)?;
     let rule = |r: PlaceFile| LandlockRule { what: r.what, access: r.access, comment: r.comment };
     Ok(all
         .into_iter()
@@ -251,7 +252,7 @@ fn landlock(source: Source<'_>) -> Result<BTreeMap<String, Landlock>, Error> {
 }
 
 fn processes(source: Source<'_>) -> Result<BTreeMap<String, Process>, Error> {
-    let all: BTreeMap<String, ProcessFile> = source.parse(source.text)?;
+    let Once(all): Once<ProcessFile> = source.parse(source.text)?;
     Ok(all
         .into_iter()
         .map(|(name, p)| {

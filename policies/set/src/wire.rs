@@ -52,12 +52,46 @@ impl<'a> Source<'a> {
 
     /// The one object of the file, whose key is its name.
     pub fn only(&self, stem: &str) -> Result<&'a RawValue, Error> {
-        let mut all: BTreeMap<String, &'a RawValue> = self.parse(self.text)?;
+        let Once(mut all): Once<&'a RawValue> = self.parse(self.text)?;
         match (all.remove(stem), all.is_empty()) {
             (Some(body), true) => Ok(body),
             _ => Err(self.error(None, format!("one object, named as the file: `{stem}`"))),
         }
     }
+}
+
+/// An object whose keys are data. A key that stands there twice is refused: a reader would believe the first, a map keeps
+/// the last.
+pub(crate) struct Once<T>(pub BTreeMap<String, T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Once<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Keys<T>(std::marker::PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> serde::de::Visitor<'de> for Keys<T> {
+            type Value = Once<T>;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<M: serde::de::MapAccess<'de>>(self, mut map: M) -> Result<Once<T>, M::Error> {
+                let mut all = BTreeMap::new();
+                while let Some(key) = map.next_key::<String>()? {
+                    if all.contains_key(&key) {
+                        return Err(serde::de::Error::custom(format!("`{key}` stands there twice: keep one")));
+                    }
+                    all.insert(key, map.next_value()?);
+                }
+                Ok(Once(all))
+            }
+        }
+        deserializer.deserialize_map(Keys(std::marker::PhantomData))
+    }
+}
+
+/// [`Once`], for a field.
+pub(crate) fn once<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, T>, D::Error> {
+    Once::deserialize(deserializer).map(|Once(all)| all)
 }
 
 /// An action, as seccompiler's JSON spells it.
@@ -95,7 +129,7 @@ struct WireRule<'a> {
     #[serde(borrow, default)]
     args: Option<Vec<&'a RawValue>>,
     unexercised: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "once")]
     accept: BTreeMap<String, String>,
 }
 
@@ -142,6 +176,10 @@ fn rule(source: Source<'_>, raw: &RawValue, arch: Option<Arch>) -> Result<Rule, 
     let wire: WireRule<'_> = within(source, raw.get())?;
     if let Some(arch) = arch {
         known(&wire.syscall, arch).map_err(|what| source.error(Some(line), what))?;
+    }
+    if wire.args.as_ref().is_some_and(Vec::is_empty) {
+        let what = format!("{}: `args` is empty: leave it out, or say what has to hold", wire.syscall);
+        return Err(source.error(Some(line), what));
     }
     let conditions = wire.args.unwrap_or_default().iter().map(|c| condition(source, c)).collect::<Result<_, _>>()?;
     Ok(Rule {
