@@ -4,6 +4,8 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod audit;
 pub mod finding;
-pub mod trace;
+mod points;
 pub mod risk;
+pub mod trace;
