@@ -5,6 +5,7 @@
 #![deny(missing_docs)]
 
 pub mod audit;
+pub mod diff;
 pub mod finding;
 mod points;
 pub mod risk;
