@@ -20,7 +20,7 @@ placed := s|](\.\./policies/nft/|](|g; s|](\.\./packaging/\([a-z]*\.toml\))|](\1
 	s|@BINDIR@|@PREFIX@/bin|g; s|@DATADIR@|@PREFIX@/share|g; \
 	s|@PREFIX@|$(PREFIX)|g; s|@SYSCONFDIR@|$(SYSCONFDIR)|g
 
-.PHONY: all deps build guests test-programs demo test bench pictures lint install install-files clean
+.PHONY: all deps build guests test-programs trace-build trace demo test bench pictures lint install install-files clean
 all: build
 
 ## Installs what is missing (as root), or names it.
@@ -46,7 +46,19 @@ test-programs: build
 	@install -m 755 $(addprefix $(release)/vmsup-,probe lease-times lessee) target/bin/
 	cargo build --release --locked $(crates) --features vmsup/faults --bin vmsup
 	@install -D -m 755 $(release)/vmsup target/bin/faults/vmsup
+	@$(MAKE) --no-print-directory trace-build
+
+## The four programs as a trace build (policies/src/trace_sys.rs), in a folder of their own with what tests run beside them:
+## they announce every system call instead of filtering any, and wait for `vmsup policy trace`.
+trace-build: build
+	cargo build --release --locked $(crates) --bins --features vmsup/trace,vmm-worker/trace,helper-netd/trace
+	@mkdir -p target/bin/trace
+	@install -m 755 $(addprefix $(release)/,$(programs)) target/bin/trace/
 	@cargo build --release --locked --quiet $(crates)
+
+## Records anew which rules the tests need: policies/recorded. As root.
+trace: test-programs
+	@target/bin/vmsup policy trace --dir policies --fail-on-new --record policies/recorded/x86_64.json -- tests/traced
 
 ## The main job, shown step by step.
 demo: deps build
