@@ -228,6 +228,8 @@ fn a_handle_that_names_another_process_is_not_believed() {
     std::fs::write(&path, handle.to_string()).unwrap();
     host.next();
     eventually("the end of a worker that nobody knows", || !lives(worker));
+    // Its death is first, the word of it second.
+    eventually("its end to be known", || !host.inspect("a")["end"].is_null());
     let end = host.inspect("a")["end"].clone();
     assert_eq!(end["kind"], "unknown");
     assert!(end["reason"].as_str().unwrap().contains("start time"), "{end}");
