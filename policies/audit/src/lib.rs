@@ -8,5 +8,6 @@ pub mod audit;
 pub mod diff;
 pub mod finding;
 mod points;
+pub mod report;
 pub mod risk;
 pub mod trace;

@@ -1,6 +1,6 @@
 //! What can be asked about policies.
 
-use super::{trace, which::Which};
+use super::{report, trace, which::Which};
 use crate::cli::args::Json;
 use clap::Subcommand;
 
@@ -60,6 +60,19 @@ pub enum Policy {
         which: Which,
         #[command(flatten)]
         json: Json,
+    },
+    /// Write all policies as one document: a page of HTML that loads nothing and needs no scripts, or Markdown.
+    ///
+    /// Shows the processes and how they are confined, who may call what by risk, each rule with its reason and its place,
+    /// findings, capabilities, namespaces, limits, landlock, nftables, and what of that can be read from outside. The same
+    /// set gives the same bytes.
+    #[command(after_help = "Examples:
+  vmsup policy report --output report.html
+  vmsup policy report --format markdown --arch all
+  vmsup policy report --foreign seccomp.json --output theirs.html")]
+    Report {
+        #[command(flatten)]
+        options: report::Options,
     },
     /// Record what processes of a trace build call, and propose the policy that this needs.
     ///

@@ -6,6 +6,7 @@ pub mod args;
 mod check;
 mod ls;
 mod names;
+mod report;
 mod show;
 pub mod trace;
 mod which;
@@ -23,6 +24,7 @@ pub fn policy(client: &Client, what: &Policy) -> Result<(), Failure> {
             check::one(which, name, syscall, args, json.json)
         }
         Policy::Check { name, which, json, .. } => check::all(which, name, json.json),
+        Policy::Report { options } => report::report(options),
         Policy::Trace { which, options } => trace::trace(client, &which.set()?, which.arch()?, options),
     }
 }

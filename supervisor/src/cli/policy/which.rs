@@ -21,6 +21,11 @@ pub struct Which {
 }
 
 impl Which {
+    /// This one, or the one compiled in; for the host.
+    pub fn of(dir: Option<PathBuf>) -> Which {
+        Which { dir, arch: None }
+    }
+
     /// Reads it.
     ///
     /// # Errors
