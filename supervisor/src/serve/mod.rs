@@ -77,6 +77,7 @@ mod worker;
 
 pub(crate) use host::Host;
 pub(crate) use jail::Jail;
+pub use metrics::cgroup;
 pub(crate) use netd::Netd;
 pub use tenants::{ConfigError, check as check_config};
 

@@ -100,6 +100,8 @@ mod tests {
         Process {
             uids: vec![],
             gids: vec![],
+            uid_map: vec![],
+            gid_map: vec![],
             groups: vec![],
             threads: vec![thread],
             rlimits: vec![core],

@@ -1,6 +1,7 @@
 //! The jail of a running worker: what the kernel shows of it, what each file is for, and where it is not as declared.
 
 use super::super::sanitize::without_errno;
+use super::cgroup;
 use super::proc::{self, Process};
 use super::verify;
 use jail_spec::Inspection;
@@ -20,6 +21,8 @@ pub struct Jail {
     /// What anybody may read.
     #[serde(flatten)]
     pub process: Process,
+    /// What limits its cgroup; empty where it has none of its own.
+    pub cgroup_limits: Vec<cgroup::Value>,
     /// What only the creator of its user namespace may read; absent where that failed.
     pub inside: Option<Inside>,
     /// Why `inside` is absent.
@@ -82,12 +85,19 @@ pub fn look(info: &VmInfo, worker: &WorkerInfo) -> std::io::Result<Jail> {
     let inside = look_inside(worker.pid).map(|inspection| inside(inspection, info, own_namespaces()));
     // The helper looked by pid: the same process must still be there, or it saw another one.
     proc::read(worker.pid, worker.start_time)?;
-    let deviations = deviations(&process, inside.as_ref().ok(), tap_queues(info));
+    let cgroup_limits = cgroup::read(&process.cgroup, info, worker);
+    let mut deviations = of_process(&process);
+    deviations.extend(of_ids(&process, worker.uid));
+    deviations.extend(cgroup::differences(&cgroup_limits, info, worker));
+    if let Ok(inside) = &inside {
+        deviations.extend(of_inside(inside));
+        deviations.extend(of_files(inside, tap_queues(info)));
+    }
     let (inside, inside_error) = match inside {
         Ok(inside) => (Some(inside), None),
         Err(error) => (None, Some(without_errno(&error))),
     };
-    Ok(Jail { pid: worker.pid, process, inside, inside_error, asserted: asserted(), deviations })
+    Ok(Jail { pid: worker.pid, process, cgroup_limits, inside, inside_error, asserted: asserted(), deviations })
 }
 
 fn asserted() -> Vec<String> {
@@ -204,8 +214,46 @@ fn leads_to(path: &str, target: &str) -> bool {
     path == target || std::fs::canonicalize(path).is_ok_and(|p| p.to_str() == Some(target))
 }
 
-/// Compares with what is declared.
-fn deviations(process: &Process, inside: Option<&Inside>, tap_queues: usize) -> Vec<String> {
+/// Where the ids are not those of a jail: it runs as one uid, and its user namespace knows no other than that one.
+fn of_ids(process: &Process, uid: u32) -> Vec<String> {
+    let mut found = Vec::new();
+    if process.uids.iter().any(|id| *id != uid) {
+        found.push(format!("it runs as uid {:?}, its supervisor says {uid}", process.uids));
+    }
+    let first = |ids: &[u32]| ids.first().copied();
+    let maps = [
+        ("uid", &process.uid_map, Some(uid), &process.uids),
+        ("gid", &process.gid_map, first(&process.gids), &process.gids),
+    ];
+    for (what, map, outer, ids) in maps {
+        if ids.iter().any(|id| Some(*id) != outer) && what == "gid" {
+            found.push(format!("its gids are not one: {ids:?}"));
+        }
+        if !matches!(map[..], [[_, mapped, 1]] if Some(mapped) == outer) {
+            let outer = outer.map_or_else(|| "none".into(), |id| id.to_string());
+            found.push(format!("its {what} map is {}, and not that of {outer} alone", shown_map(map)));
+        }
+    }
+    found
+}
+
+/// A map's lines: `0 is 100001`, `0 to 9 are 100000 to 100009`.
+pub fn shown_map(map: &[[u32; 3]]) -> String {
+    let line = |[inner, outer, count]: &[u32; 3]| match count {
+        1 => format!("{inner} is {outer}"),
+        n => {
+            let to = |first: u32| u64::from(first) + u64::from(*n).saturating_sub(1);
+            format!("{inner} to {} are {outer} to {}", to(*inner), to(*outer))
+        }
+    };
+    match map {
+        [] => "empty".into(),
+        map => map.iter().map(line).collect::<Vec<_>>().join(", "),
+    }
+}
+
+/// Where what anybody may read is not as declared of every worker, empty ones too.
+pub fn of_process(process: &Process) -> Vec<String> {
     let declared = &policies::PROCESS_WORKER;
     let mut found = Vec::new();
     for thread in &process.threads {
@@ -231,8 +279,13 @@ fn deviations(process: &Process, inside: Option<&Inside>, tap_queues: usize) -> 
     if !process.groups.is_empty() {
         found.push("it has supplementary groups".into());
     }
-    let Some(inside) = inside else { return found };
-    for kind in declared.namespaces {
+    found
+}
+
+/// Where the inner view is not as declared of every worker, empty ones too.
+pub fn of_inside(inside: &Inside) -> Vec<String> {
+    let mut found = Vec::new();
+    for kind in policies::PROCESS_WORKER.namespaces {
         if !inside.namespaces.iter().any(|n| n.kind == *kind && n.own) {
             found.push(format!("it has no {kind} namespace of its own"));
         }
@@ -244,6 +297,12 @@ fn deviations(process: &Process, inside: Option<&Inside>, tap_queues: usize) -> 
     if !inside.root_entries.is_empty() {
         found.push(format!("its root directory has entries: {}", inside.root_entries.join(", ")));
     }
+    found
+}
+
+/// Which open files are not declared of a worker of this VM.
+fn of_files(inside: &Inside, tap_queues: usize) -> Vec<String> {
+    let mut found = Vec::new();
     for fd in inside.fds.iter().filter(|fd| fd.purpose.is_none()) {
         found.push(format!("fd {} ({}) is not declared", fd.number, fd.target));
     }
@@ -261,4 +320,4 @@ pub fn shown(limit: Option<u64>) -> String {
 
 #[cfg(test)]
 #[path = "jail_tests.rs"]
-mod tests;
+pub mod tests;

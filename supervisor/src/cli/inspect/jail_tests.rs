@@ -3,7 +3,7 @@
 use super::super::proc::{Capabilities, Limit, Thread};
 use super::*;
 
-fn info() -> VmInfo {
+pub fn info() -> VmInfo {
     serde_json::from_value(serde_json::json!({
         "name": "a", "id": "1", "state": "running", "pid": 7, "owner": 1000, "cpus": 1, "memory_mib": 32,
         "nets": [{ "network": "default", "lease": 3, "interface": "vt3", "mac": "02:76:6d:00:00:02",
@@ -11,7 +11,7 @@ fn info() -> VmInfo {
         "started_at": 0, "end": null, "desired": "running", "generation": 1, "spec_hash": "",
         "spec": { "name": "a", "cpus": 1, "memory_mib": 32, "boot": { "kernel": "/k" },
                   "disks": [{ "path": "/d0" }, { "path": "/d1", "readonly": true }] },
-        "worker": null, "console": { "written": 0, "overwritten": 0 }
+        "worker": { "pid": 7, "start_time": 1, "uid": 100001, "slot": 3, "warm": false, "limits": "held" }, "console": { "written": 0, "overwritten": 0 }
     }))
     .unwrap()
 }
@@ -31,6 +31,8 @@ fn as_declared() -> (Process, Inspection) {
     let process = Process {
         uids: vec![100001; 4],
         gids: vec![100001; 4],
+        uid_map: vec![[0, 100001, 1]],
+        gid_map: vec![[0, 100001, 1]],
         groups: vec![],
         threads: vec![thread(7, "vmsup-worker"), thread(9, "vcpu0")],
         rlimits: policies::PROCESS_WORKER.rlimits.iter().map(limit).collect(),
@@ -70,7 +72,13 @@ fn found(change: impl FnOnce(&mut Process, &mut Inspection)) -> Vec<String> {
     let (mut process, mut inspection) = as_declared();
     change(&mut process, &mut inspection);
     let own = policies::PROCESS_WORKER.namespaces.iter().map(|n| format!("{n}:[1]")).collect();
-    deviations(&process, Some(&inside(inspection, &info(), own)), tap_queues(&info()))
+    compare(&process, &inside(inspection, &info(), own), &info())
+}
+
+fn compare(process: &Process, inside: &Inside, info: &VmInfo) -> Vec<String> {
+    let uid = info.worker.as_ref().unwrap().uid;
+    let parts = [of_process(process), of_ids(process, uid), of_inside(inside), of_files(inside, tap_queues(info))];
+    parts.concat()
 }
 
 #[test]
@@ -88,6 +96,35 @@ fn each_deviation_is_named() {
     one("thread 9 (vcpu0) has a capability", &|p, _| p.threads[1].capabilities.ambient = 1);
     one("thread 9 (vcpu0) has no no_new_privs", &|p, _| p.threads[1].no_new_privs = false);
     one("thread 7 (vmsup-worker) has no seccomp filter", &|p, _| p.threads[0].seccomp = "disabled".into());
+    one("thread 7 (vmsup-worker) has a capability", &|p, _| p.threads[0].capabilities.inheritable = 1 << 12);
+    one("thread 7 (vmsup-worker) has a capability", &|p, _| p.threads[0].capabilities.permitted = 1 << 12);
+    one("thread 7 (vmsup-worker) has a capability", &|p, _| p.threads[0].capabilities.effective = 1 << 12);
+    one("thread 7 (vmsup-worker) has a capability", &|p, _| p.threads[0].capabilities.bounding = 1 << 40);
+    for n in 0..4 {
+        one("its supervisor says 100001", &|p, _| p.uids[n] = 0);
+    }
+    one("its gids are not one", &|p, _| p.gids[3] = 0);
+    one("its uid map is empty", &|p, _| p.uid_map.clear());
+    one("its uid map is 0 to 9 are 100001 to 100010, and not that of 100001 alone", &|p, _| p.uid_map[0][2] = 10);
+    one("its uid map is 0 is 0, and not that of 100001 alone", &|p, _| p.uid_map[0][1] = 0);
+    one("its gid map is 0 is 100001, 1 is 4", &|p, _| p.gid_map.push([1, 4, 1]));
+    for (name, _) in policies::PROCESS_WORKER.rlimits {
+        let says = format!("limit {name} ");
+        one(&says, &|p, _| p.rlimits.iter_mut().find(|l| l.name == *name).unwrap().hard = None);
+        one(&says, &|p, _| p.rlimits.retain(|l| l.name != *name));
+    }
+    for kind in policies::PROCESS_WORKER.namespaces {
+        let says = format!("no {kind} namespace");
+        one(&says, &|_, i| i.namespaces.retain(|n| !n.starts_with(&format!("{kind}:"))));
+        one(&says, &|_, i| {
+            i.namespaces
+                .iter_mut()
+                .filter(|n| n.starts_with(&format!("{kind}:")))
+                .for_each(|n| *n = format!("{kind}:[1]"))
+        });
+    }
+    one("has no policy section", &|_, i| i.section = Err("it has no policy section".into()));
+    one("built from other policies", &|_, i| *i.section.as_mut().unwrap().last_mut().unwrap() ^= 1);
     one("limit core is unlimited", &|p, _| p.rlimits.iter_mut().find(|l| l.name == "core").unwrap().hard = None);
     one("limit nofile cannot be read", &|p, _| p.rlimits.retain(|l| l.name != "nofile"));
     one("supplementary groups", &|p, _| p.groups = vec![27]);
@@ -120,6 +157,6 @@ fn a_tap_of_a_vm_without_networks_is_not_declared() {
     let mut info = info();
     info.summary.nets.clear();
     let own = policies::PROCESS_WORKER.namespaces.iter().map(|n| format!("{n}:[1]")).collect();
-    let found = deviations(&process, Some(&inside(inspection, &info, own)), tap_queues(&info));
+    let found = compare(&process, &inside(inspection, &info, own), &info);
     assert_eq!(found, ["fd 14 (/dev/net/tun) is not declared", "fd 15 (/dev/net/tun) is not declared"]);
 }

@@ -1,6 +1,7 @@
 //! `vmsup inspect`: a VM, and what the process it runs in may do, read from the running process; and whether that is as the
 //! policies say.
 
+mod cgroup;
 mod host;
 mod installed;
 mod jail;

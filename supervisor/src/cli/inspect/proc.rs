@@ -63,6 +63,10 @@ pub struct Process {
     pub uids: Vec<u32>,
     /// Real, effective, saved and file system gid.
     pub gids: Vec<u32>,
+    /// Lines of its user namespace's uid map: first id inside, first outside (as seen from here), how many.
+    pub uid_map: Vec<[u32; 3]>,
+    /// The same of gids.
+    pub gid_map: Vec<[u32; 3]>,
     /// Supplementary groups.
     pub groups: Vec<u32>,
     /// Its threads.
@@ -120,6 +124,8 @@ pub fn read(pid: i32, start_time: u64) -> io::Result<Process> {
         uids: numbers(field(&status, "Uid").unwrap_or_default()),
         gids: numbers(field(&status, "Gid").unwrap_or_default()),
         groups: numbers(field(&status, "Groups").unwrap_or_default()),
+        uid_map: parse_map(&text("uid_map")?),
+        gid_map: parse_map(&text("gid_map")?),
         threads,
         rlimits: parse_limits(&text("limits")?),
         cgroup: parse_cgroup(&text("cgroup")?),
@@ -189,6 +195,11 @@ fn parse_limits(text: &str) -> Vec<Limit> {
         .collect()
 }
 
+/// Lines of `/proc/PID/uid_map`.
+fn parse_map(text: &str) -> Vec<[u32; 3]> {
+    text.lines().filter_map(|line| numbers(line).try_into().ok()).collect()
+}
+
 fn parse_cgroup(text: &str) -> String {
     text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default().to_owned()
 }
@@ -251,6 +262,13 @@ mod tests {
         assert_eq!(one("cpu"), Some((None, None)));
         assert_eq!(one("nice"), Some((Some(0), Some(0))));
         assert_eq!(one("nofile"), None);
+    }
+
+    #[test]
+    fn a_map_is_read_line_by_line() {
+        assert_eq!(parse_map("         0     100001          1\n"), [[0, 100001, 1]]);
+        assert_eq!(parse_map("0 0 4294967295\n5 6 7\n"), [[0, 0, u32::MAX], [5, 6, 7]]);
+        assert!(parse_map("").is_empty());
     }
 
     #[test]

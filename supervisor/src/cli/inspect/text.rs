@@ -6,8 +6,8 @@ use super::super::output::{age, mib, now, table};
 use super::super::sanitize::line;
 use super::super::vms::state;
 use super::Report;
-use super::jail::{Inside, Jail, shown};
-use super::proc::Process;
+use super::jail::{Inside, Jail, shown, shown_map};
+use super::proc::{Capabilities, Process};
 use super::verify::Verified;
 use std::fmt::Write;
 use vmsup::api::types::{VmInfo, WorkerInfo};
@@ -130,6 +130,10 @@ fn jail(out: &mut String, jail: &Jail, worker: &WorkerInfo) {
     privileges(out, &jail.process);
     labelled(out, "limits held", &worker.limits);
     labelled(out, "cgroup", &jail.process.cgroup);
+    for limit in &jail.cgroup_limits {
+        let asked = limit.asked.as_ref().map_or_else(|| "not asked for".into(), |asked| format!("asked: {asked}"));
+        labelled(out, limit.file, &format!("{} ({asked})", limit.value.as_deref().unwrap_or("not there")));
+    }
     if let Some(inside) = &jail.inside {
         surroundings(out, inside);
     }
@@ -162,6 +166,7 @@ fn privileges(out: &mut String, process: &Process) {
     let own = rustix::process::getuid().as_raw();
     let uid = if process.uids.iter().all(|uid| *uid == own) { ", your own" } else { ", none but this VM's" };
     labelled(out, "uid, gid", &format!("{}, {}{uid}", all(&process.uids), all(&process.gids)));
+    labelled(out, "uid, gid maps", &format!("inside {}; {}", shown_map(&process.uid_map), shown_map(&process.gid_map)));
     let threads = process.threads.len();
     let count = |f: &dyn Fn(&super::proc::Thread) -> bool| process.threads.iter().filter(|t| f(t)).count();
     let capable = count(&|t| !t.capabilities.are_none());
@@ -191,6 +196,15 @@ fn surroundings(out: &mut String, inside: &Inside) {
     labelled(out, "environment", &format!("{} bytes", inside.environ_bytes));
 }
 
+/// The sets, in the kernel's words; `none` where all five are empty.
+fn capabilities(sets: Capabilities) -> String {
+    if sets.are_none() {
+        return "none".into();
+    }
+    let Capabilities { inheritable, permitted, effective, bounding, ambient } = sets;
+    format!("Inh={inheritable:x} Prm={permitted:x} Eff={effective:x} Bnd={bounding:x} Amb={ambient:x}")
+}
+
 fn threads(process: &Process) -> String {
     let rows: Vec<Vec<String>> = process
         .threads
@@ -202,7 +216,7 @@ fn threads(process: &Process) -> String {
                 t.seccomp.clone(),
                 t.seccomp_filters.map_or_else(|| "?".into(), |n| n.to_string()),
                 if t.no_new_privs { "yes" } else { "NO" }.into(),
-                if t.capabilities.are_none() { "none" } else { "SOME" }.into(),
+                capabilities(t.capabilities),
             ]
         })
         .collect();
@@ -211,4 +225,17 @@ fn threads(process: &Process) -> String {
 
 fn indented(text: &str) -> String {
     text.lines().map(|l| format!("  {l}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_five_sets_of_a_thread_are_told_where_any_is_not_empty() {
+        let none = Capabilities { inheritable: 0, permitted: 0, effective: 0, bounding: 0, ambient: 0 };
+        assert_eq!(capabilities(none), "none");
+        let one = Capabilities { bounding: 0x1000, ..none };
+        assert_eq!(capabilities(one), "Inh=0 Prm=0 Eff=0 Bnd=1000 Amb=0");
+    }
 }

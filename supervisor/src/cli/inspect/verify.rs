@@ -137,6 +137,8 @@ mod tests {
         Process {
             uids: vec![],
             gids: vec![],
+            uid_map: vec![],
+            gid_map: vec![],
             groups: vec![],
             threads: filters.iter().enumerate().map(thread).collect(),
             rlimits: vec![],

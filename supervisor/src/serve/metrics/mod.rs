@@ -10,7 +10,7 @@
 //!
 //! A worker that hangs holds up one answer, by its deadline, and no other worker; the files are read on a thread of their own.
 
-mod cgroup;
+pub mod cgroup;
 mod collect;
 pub mod family;
 mod proc;

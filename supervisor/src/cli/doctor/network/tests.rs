@@ -40,7 +40,8 @@ fn process() -> Process {
         seccomp_filters: Some(1),
     };
     let (uids, gids) = (vec![990; 4], vec![990; 4]);
-    Process { uids, gids, groups: vec![], threads: vec![thread], rlimits: vec![], cgroup: "/".into() }
+    let (groups, rlimits, uid_map, gid_map) = (vec![], vec![], vec![], vec![]);
+    Process { uids, gids, uid_map, gid_map, groups, threads: vec![thread], rlimits, cgroup: "/".into() }
 }
 
 fn netd(version: &str) -> Netd {
