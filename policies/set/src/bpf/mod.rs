@@ -1,8 +1,10 @@
 //! Classic BPF as seccomp takes it (`linux/filter.h`, Documentation/userspace-api/seccomp_filter.rst).
 
+mod calls;
 mod listing;
 mod validate;
 
+pub use calls::calls;
 pub use listing::{line, listing};
 pub use validate::{Invalid, LENGTH_MAX, validate};
 

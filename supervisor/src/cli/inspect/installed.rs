@@ -4,7 +4,9 @@ use super::proc::Process;
 use super::verify::Verified;
 use policies::Filter;
 use policy_kernel::readback::{self, Error};
-use policy_set::bpf::Instruction;
+use policy_set::arch::Arch;
+use policy_set::bpf::{Instruction, calls, line};
+use policy_set::model::Set;
 
 /// What a thread of a worker is under beside the start-up filter, by its name.
 fn of_thread(name: &str) -> Option<&'static Filter> {
@@ -63,10 +65,11 @@ fn difference(expected: &[&Filter], found: &[Vec<Instruction>]) -> Option<String
         let at = declared.iter().zip(found).position(|(a, b)| a != b);
         match at {
             Some(at) => Some(format!(
-                "the installed filter {} differs at instruction {at}: {}, declared is {}",
+                "the installed filter {} differs at instruction {at}: {}, declared is {}{}",
                 filter.name,
-                shown(&found[at]),
-                shown(&declared[at])
+                line(at, &found[at]),
+                line(at, &declared[at]),
+                rules(filter.name, &declared, at).map_or_else(String::new, |rules| format!(" ({rules})"))
             )),
             None if declared.len() != found.len() => Some(format!(
                 "the installed filter {} has {} instructions, declared are {}",
@@ -79,13 +82,18 @@ fn difference(expected: &[&Filter], found: &[Vec<Instruction>]) -> Option<String
     })
 }
 
-/// An instruction in a few words.
-fn shown(i: &Instruction) -> String {
-    match (i.code, i.k) {
-        (0x06, 0x8000_0000) => "return kill the process".into(),
-        (0x06, 0x7fff_0000) => "return allow".into(),
-        (0x06, k) => format!("return {k:#x}"),
-        (code, k) => format!("code {code:#x} jt {} jf {} k {k:#x}", i.jt, i.jf),
+/// The rules that an instruction of a declared filter is of: those of the one system call that it is about, if it is.
+fn rules(filter: &str, declared: &[Instruction], at: usize) -> Option<String> {
+    let arch = Arch::host()?;
+    let call = arch.syscall(*calls(declared).get(at)?.as_ref()?)?;
+    let set = Set::from_texts("compiled in", policies::FILES.iter().map(|(f, t)| ((*f).to_owned(), (*t).to_owned())));
+    let set = set.ok()?;
+    let rules = set.filter(arch, filter)?.rules.iter().filter(|rule| rule.syscall == call);
+    let places: Vec<String> = rules.map(|rule| format!("{} line {}", rule.file, rule.line)).collect();
+    match &places[..] {
+        [] => None,
+        [one] => Some(format!("the rule of {call}: {one}")),
+        all => Some(format!("one of the rules of {call}: {}", all.join(", "))),
     }
 }
 
@@ -103,7 +111,8 @@ mod tests {
         let good: Vec<_> = expected.iter().map(|f| installed(f)).collect();
         assert_eq!(difference(&expected, &good), None);
         let mut loose = good.clone();
-        let kill = loose[1].iter().position(|i| i.code == 6 && i.k == 0x8000_0000).unwrap();
+        // The default at the end, which is of no rule.
+        let kill = loose[1].iter().rposition(|i| i.code == 6 && i.k == 0x8000_0000).unwrap();
         loose[1][kill].k = 0x7fff_0000;
         assert_eq!(
             difference(&expected, &loose).unwrap(),
@@ -117,6 +126,28 @@ mod tests {
         assert!(difference(&expected, &good[..1]).unwrap().starts_with("1 filters are installed"));
         let swapped = [good[1].clone(), good[0].clone()];
         assert!(difference(&expected, &swapped).unwrap().contains("worker-startup"));
+    }
+
+    #[test]
+    fn every_instruction_about_one_call_leads_to_its_rules() {
+        let set =
+            Set::from_texts("compiled in", policies::FILES.iter().map(|(f, t)| ((*f).into(), (*t).into()))).unwrap();
+        let arch = Arch::host().unwrap();
+        for filter in policies::ALL {
+            let program = installed(filter);
+            let mut named: Vec<&str> = calls(&program).into_iter().flatten().filter_map(|n| arch.syscall(n)).collect();
+            named.sort_unstable();
+            named.dedup();
+            let mut declared = set.filter(arch, filter.name).unwrap().syscalls();
+            declared.sort_unstable();
+            declared.dedup();
+            assert_eq!(named, declared, "{}", filter.name);
+        }
+        // A comparison of an argument of the only rule of a call, and of one of several.
+        let program = installed(&policies::WORKER_VCPU);
+        let told: Vec<String> = (0..program.len()).filter_map(|at| rules("worker-vcpu", &program, at)).collect();
+        assert!(told.iter().any(|t| t.starts_with("the rule of ") && t.contains(".json line ")), "{told:?}");
+        assert!(told.iter().any(|t| t.starts_with("one of the rules of ioctl: ")), "{told:?}");
     }
 
     #[test]
