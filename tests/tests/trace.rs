@@ -8,6 +8,7 @@ use policy_set::model::Set;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
+use vmsup_tests::host::{Host, Ran};
 use vmsup_tests::{Scratch, as_root, program, user};
 
 type Record = BTreeMap<String, BTreeSet<String>>;
@@ -77,12 +78,22 @@ fn the_trace_build_is_no_release() {
     }
 }
 
+/// Not a test of its own: one tracer at a time.
+fn a_release_is_no_trace_build() {
+    let host = Host::start(&user::with_subuids(), &["--pool", "1"]);
+    let mut trace = Command::new(program("vmsup"));
+    let ran = Ran::from(trace.args(["policy", "trace", "--", "sleep", "0.3"]).output().unwrap());
+    let sentence = ran.sentence(2);
+    assert!(sentence.contains("of no trace build") && sentence.contains(&host.pid().to_string()), "{sentence}");
+}
+
 /// A filter is the whole policy of what it holds: a call that it denies ends the process, in a test or at a user's.
 #[test]
 fn a_live_trace_finds_no_call_that_is_denied_and_no_other_rules_than_the_record_has() {
     if !as_root("a_live_trace_finds_no_call_that_is_denied_and_no_other_rules_than_the_record_has") {
         return;
     }
+    a_release_is_no_trace_build();
     let scratch = Scratch::new(&user::with_subuids());
     let live = scratch.path().join("live.json");
     let mut trace = Command::new(program("vmsup"));

@@ -173,6 +173,11 @@ impl Tracer {
         self.missed.iter().filter(|(_, n)| **n >= MISSES).map(|(pid, _)| *pid)
     }
 
+    /// Those, and processes in which no listener was found yet.
+    pub fn silent(&self) -> impl Iterator<Item = i32> {
+        self.missed.keys().copied()
+    }
+
     /// Processes of ours that the kernel does not let us trace.
     pub fn refused(&self) -> impl Iterator<Item = i32> {
         self.refused.iter().copied()

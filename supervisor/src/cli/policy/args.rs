@@ -85,10 +85,13 @@ pub enum Policy {
     ///
     /// Exit status: 0 done, 1 when the command failed or --fail-on-new found something, 2 when the processes are of no trace
     /// build.
-    #[command(after_help = "Examples:
+    #[command(
+        override_usage = "vmsup policy trace [OPTIONS] VM\n       vmsup policy trace [OPTIONS] -- COMMAND…",
+        after_help = "Examples:
   vmsup policy trace -- target/bin/trace/vmsup run --rm examples/hello.json
   vmsup policy trace --json web1
-  vmsup policy trace --fail-on-new --record policies/recorded/x86_64.json -- tests/trace")]
+  vmsup policy trace --fail-on-new --record policies/recorded/x86_64.json -- tests/traced"
+    )]
     Trace {
         #[command(flatten)]
         which: Which,

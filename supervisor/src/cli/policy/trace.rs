@@ -212,13 +212,13 @@ impl Tracing {
     /// A trace of nothing is none.
     fn check_found(&self, options: &Options) -> Result<(), Failure> {
         let all = |pids: &mut dyn Iterator<Item = i32>| pids.collect::<Vec<i32>>();
-        let foreign = all(&mut self.tracer.foreign());
+        let silent = all(&mut self.tracer.silent());
         if self.tracer.found() > 0 || options.vm.is_some() {
             return Ok(());
         }
         match all(&mut self.tracer.refused()) {
             pids if !pids.is_empty() => Err(refused(&pids)),
-            _ if !foreign.is_empty() => Err(no_trace_build(&foreign)),
+            _ if !silent.is_empty() => Err(no_trace_build(&silent)),
             _ => Err(Failure::input("no process of vmsup was seen: the command started none")),
         }
     }
