@@ -102,3 +102,40 @@ fn a_name_that_does_not_exist_is_refused_with_the_nearest_one() {
         assert!(said.stderr.contains(wanted), "{args:?}: {}", said.stderr);
     }
 }
+
+#[test]
+fn the_shipped_set_has_no_finding_that_is_not_explained() {
+    let done = ask(&["audit"]);
+    assert_eq!((done.status, done.stderr.as_str()), (0, ""), "{}", done.stdout);
+    assert!(done.stdout.contains("explained: ") && done.stdout.contains("Findings: 0 high, 0 medium, 0 low"));
+    let sarif: Value = serde_json::from_str(&ask(&["audit", "--sarif"]).stdout).unwrap();
+    assert_eq!(sarif["version"], "2.1.0");
+    assert!(json(&["audit"]).as_array().is_some_and(|all| !all.is_empty()));
+}
+
+#[test]
+fn a_foreign_set_is_audited_shown_and_checked_and_an_unknown_construct_refused_by_name() {
+    let place = Place::new();
+    let text = r#"{
+  "vcpu": {"default_action": "trap", "filter_action": "allow", "filter": [
+    {"syscall": "ioctl", "args": [{"index": 1, "type": "dword", "op": "eq", "val": 44672, "comment": "KVM_RUN"}]},
+    {"syscall": "ptrace"},
+    {"syscall": "exit", "comment": "the end of the thread"}
+  ]}
+}"#;
+    let file = place.file("foreign.json", text).display().to_string();
+    let policy = |args: &[&str]| {
+        let foreign = ["--foreign", &file, "--arch", "x86_64"];
+        place.run(&["policy"].iter().chain(args).chain(&foreign).copied().collect::<Vec<_>>())
+    };
+    let audit = policy(&["audit"]);
+    assert_eq!(audit.status, 1, "{}", audit.stderr);
+    assert!(audit.stdout.contains("ptrace") && audit.stdout.contains("foreign.json:4"), "{}", audit.stdout);
+    assert_eq!(policy(&["check", "vcpu", "ioctl", "0", "44672"]).status, 0);
+    assert_eq!(policy(&["check", "vcpu", "ioctl", "0", "44673"]).status, 1);
+    assert!(policy(&["ls"]).stdout.contains("SIGSYS"));
+    place.file("foreign.json", text.replace("\"eq\"", "\"one_of\""));
+    let refused = policy(&["audit"]);
+    assert_eq!(refused.status, 2);
+    assert!(refused.stderr.contains("foreign.json:3") && refused.stderr.contains("one_of"), "{}", refused.stderr);
+}

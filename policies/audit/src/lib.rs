@@ -10,4 +10,5 @@ pub mod finding;
 mod points;
 pub mod report;
 pub mod risk;
+pub mod sarif;
 pub mod trace;

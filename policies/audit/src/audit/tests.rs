@@ -14,7 +14,8 @@ fn ids(found: &[Finding]) -> Vec<&'static str> {
 }
 
 fn rule(call: &str, args: &str) -> String {
-    format!(r#"{{"syscall": "{call}", "comment": "somebody needs it", "args": [{args}]}},"#)
+    let args = if args.is_empty() { String::new() } else { format!(r#", "args": [{args}]"#) };
+    format!(r#"{{"syscall": "{call}", "comment": "somebody needs it"{args}}},"#)
 }
 
 fn arg(index: u8, op: &str, val: u64) -> String {

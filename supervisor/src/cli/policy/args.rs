@@ -1,6 +1,6 @@
 //! What can be asked about policies.
 
-use super::{report, trace, which::Which};
+use super::{audit, report, trace, which::Which};
 use crate::cli::args::Json;
 use clap::Subcommand;
 
@@ -60,6 +60,23 @@ pub enum Policy {
         which: Which,
         #[command(flatten)]
         json: Json,
+    },
+    /// Look for what is dangerous, too much or unexplained in a set, on all of its architectures.
+    ///
+    /// What a file explains itself (`accept`) is shown as information. Memory and namespaces are judged by asking the
+    /// compiled filter. A foreign set (--foreign) is judged by the same measures.
+    ///
+    /// Exit status: 0 when nothing is left unexplained, 1 when something is, 2 for wrong input.
+    #[command(after_help = "Examples:
+  vmsup policy audit
+  vmsup policy audit --dir policies --severity medium
+  vmsup policy audit --sarif > audit.sarif
+  vmsup policy audit --foreign vmm.json --arch x86_64")]
+    Audit {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        options: audit::Options,
     },
     /// Write all policies as one document: a page of HTML that loads nothing and needs no scripts, or Markdown.
     ///

@@ -3,6 +3,7 @@
 //! Reads the set that is compiled in, or one on disk; no supervisor is needed for that, and none is started.
 
 pub mod args;
+mod audit;
 mod check;
 mod ls;
 mod names;
@@ -25,6 +26,7 @@ pub fn policy(client: &Client, what: &Policy) -> Result<(), Failure> {
         }
         Policy::Check { name, which, json, .. } => check::all(which, name, json.json),
         Policy::Report { options } => report::report(options),
+        Policy::Audit { which, options } => audit::run(which, options),
         Policy::Trace { which, options } => trace::trace(client, &which.set()?, which.arch()?, options),
     }
 }

@@ -9,13 +9,9 @@ use policy_audit::audit::audit;
 use policy_audit::finding::Finding;
 use policy_audit::report;
 use policy_set::arch::Arch;
-use policy_set::foreign;
 use policy_set::model::Set;
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
-
-/// Most bytes of a foreign file that are read.
-const FOREIGN_MAX: u64 = 16 << 20;
+use std::path::PathBuf;
 
 /// Options of `policy report`.
 #[derive(Debug, Args)]
@@ -97,15 +93,14 @@ fn chosen(options: &Options) -> Result<(Set, Vec<Finding>), Failure> {
     let host =
         || Arch::host().ok_or_else(|| Failure::input("this host's architecture has no policies; name one with --arch"));
     let arches = options.arch.map_or_else(|| host().map(Arches::One), Ok)?;
-    let mut set = match &options.foreign {
-        Some(path) => {
-            let Arches::One(arch) = arches else {
-                return Err(Failure::input("a foreign file is for one architecture; name it with --arch"));
-            };
-            read_foreign(path, arch)?
+    let arch = match arches {
+        Arches::One(arch) => Some(arch),
+        Arches::All if options.foreign.is_some() => {
+            return Err(Failure::input("a foreign file is for one architecture; name it with --arch"));
         }
-        None => Which::of(options.dir.clone()).set()?,
+        Arches::All => None,
     };
+    let mut set = Which::of(options.dir.clone(), options.foreign.clone(), arch).set()?;
     let mut findings = audit(&set);
     if let Arches::One(wanted) = arches {
         set.filters.retain(|f| f.arch == wanted);
@@ -116,16 +111,4 @@ fn chosen(options: &Options) -> Result<(Set, Vec<Finding>), Failure> {
         }
     }
     Ok((set, findings))
-}
-
-fn read_foreign(path: &Path, arch: Arch) -> Result<Set, Failure> {
-    use std::io::Read;
-    let failed = |e: std::io::Error| Failure::input(without_errno(&format!("{} cannot be read ({e})", path.display())));
-    let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(failed)?;
-    file.take(FOREIGN_MAX + 1).read_to_string(&mut text).map_err(failed)?;
-    if text.len() as u64 > FOREIGN_MAX {
-        return Err(Failure::input(format!("{} is longer than {} MiB", path.display(), FOREIGN_MAX >> 20)));
-    }
-    foreign::read(&path.display().to_string(), arch, &text).map_err(|e| Failure::input(without_errno(&e.to_string())))
 }

@@ -6,8 +6,10 @@ use clap::{Args, ValueHint};
 use policy_set::arch::Arch;
 use policy_set::bpf::Instruction;
 use policy_set::compile::compile;
+use policy_set::foreign;
 use policy_set::model::{Filter, Set};
-use std::path::PathBuf;
+use policy_set::wire::FILE_MAX;
+use std::path::{Path, PathBuf};
 
 /// Which set.
 #[derive(Debug, Args)]
@@ -15,15 +17,18 @@ pub struct Which {
     /// A set on disk (a `policies` directory, or the one that has it), instead of the one compiled in.
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     dir: Option<PathBuf>,
+    /// A file of another project instead: filters by thread in seccompiler's JSON, as Firecracker keeps them, for --arch.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "dir")]
+    foreign: Option<PathBuf>,
     /// Its policies for this architecture, instead of this host's: x86_64 or aarch64.
     #[arg(long, value_name = "ARCH", value_parser = arch)]
     arch: Option<Arch>,
 }
 
 impl Which {
-    /// This one, or the one compiled in; for the host.
-    pub fn of(dir: Option<PathBuf>) -> Which {
-        Which { dir, arch: None }
+    /// One of these, or the one compiled in; for this architecture, or the host's.
+    pub fn of(dir: Option<PathBuf>, foreign: Option<PathBuf>, arch: Option<Arch>) -> Which {
+        Which { dir, foreign, arch }
     }
 
     /// Reads it.
@@ -31,14 +36,26 @@ impl Which {
     /// # Errors
     /// One sentence: what is wrong, and in which file.
     pub fn set(&self) -> Result<Set, Failure> {
-        let set = match &self.dir {
-            Some(dir) => Set::from_folder(dir),
-            None => Set::from_texts(
+        let set = match (&self.dir, &self.foreign) {
+            (Some(dir), _) => Set::from_folder(dir),
+            (None, Some(file)) => return self.foreign(file),
+            (None, None) => Set::from_texts(
                 "compiled in",
                 policies::FILES.iter().map(|(path, text)| (path.to_string(), text.to_string())),
             ),
         };
         set.map_err(|e| Failure::input(without_errno(&e.to_string())))
+    }
+
+    fn foreign(&self, file: &Path) -> Result<Set, Failure> {
+        let wrong = |e: &str| Failure::input(format!("{}: {}", file.display(), without_errno(e)));
+        let about = std::fs::metadata(file).map_err(|e| wrong(&e.to_string()))?;
+        if !about.is_file() || about.len() > FILE_MAX as u64 {
+            return Err(wrong("no file of filters: not a plain file, or larger than a MiB"));
+        }
+        let text = std::fs::read_to_string(file).map_err(|e| wrong(&e.to_string()))?;
+        let read = foreign::read(&file.display().to_string(), self.arch()?, &text);
+        read.map_err(|e| Failure::input(without_errno(&e.to_string())))
     }
 
     /// A filter's program: the one that this release puts in force, where it is one of those; else what its file compiles to.
@@ -47,7 +64,7 @@ impl Which {
     /// It does not compile.
     pub fn program(&self, filter: &Filter) -> Result<Vec<Instruction>, Failure> {
         let shipped = policies::ALL.iter().find(|f| f.name == filter.name);
-        match shipped.filter(|_| self.dir.is_none() && Arch::host() == Some(filter.arch)) {
+        match shipped.filter(|_| self.dir.is_none() && self.foreign.is_none() && Arch::host() == Some(filter.arch)) {
             Some(ours) => {
                 Ok(ours.program.iter().map(|i| Instruction { code: i.code, jt: i.jt, jf: i.jf, k: i.k }).collect())
             }
