@@ -7,7 +7,7 @@
 use policy_set::arch::Arch;
 use policy_set::bpf::Instruction;
 use policy_set::model::{Filter, Landlock, Process, Set, Unfiltered};
-use policy_set::{compile, read};
+use policy_set::{compile, program, read};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -39,8 +39,8 @@ fn main() {
     set.unfiltered.iter().filter(|u| u.arch == arch).for_each(|u| emit_calls(u, &mut code));
     set.landlock.iter().for_each(|(name, l)| emit_landlock(name, l, &mut code));
     set.processes.iter().for_each(|(name, p)| emit_process(name, p, &mut code));
-    emit_files(&root, &mut code);
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap());
+    emit_files(&root, &out, &mut code);
     fs::write(out.join("section.rs"), section(&workers)).unwrap();
     fs::write(out.join("policies.rs"), code).unwrap();
 }
@@ -140,15 +140,22 @@ fn emit_process(name: &str, p: &Process, code: &mut String) {
     .unwrap();
 }
 
-/// The files themselves, for who asks about them.
-fn emit_files(root: &Path, code: &mut String) {
+/// The files themselves, for who asks about them: `src/files_section.rs`'s data, and where in it each text stands.
+fn emit_files(root: &Path, out: &Path, code: &mut String) {
+    let files = read::texts_of(root).unwrap_or_else(|e| panic!("policies: {e}"));
+    let section = program::encode(files.iter().map(|(path, text)| (path.as_str(), text.as_str())));
     writeln!(
         code,
         "/// Every file of the set: its path relative to the set, and its text.\npub static FILES: &[(&str, &str)] = &["
     )
     .unwrap();
-    for (file, _) in read::texts_of(root).unwrap_or_else(|e| panic!("policies: {e}")) {
-        writeln!(code, "    ({file:?}, include_str!({:?})),", root.join(&file).display().to_string()).unwrap();
+    let mut end = program::MAGIC.len();
+    for (path, text) in &files {
+        let start = end + path.len() + 1 + program::DIGITS;
+        end = start + text.len();
+        writeln!(code, "    ({path:?}, files_section::text({start}, {})),", text.len()).unwrap();
     }
     writeln!(code, "];").unwrap();
+    assert_eq!(end, section.len());
+    fs::write(out.join("files.bin"), section).unwrap();
 }

@@ -2,13 +2,14 @@
 //! into the constants here; [`apply`] puts it in force, in debug and release alike. [`section`] is where a program's file
 //! shows what it would put in force.
 //!
-//! Unsafe: an attribute in `section.rs`, and `trace_sys.rs`, which only a trace build has.
+//! Unsafe: an attribute in each of `section.rs` and `files_section.rs`, and `trace_sys.rs`, which only a trace build has.
 #![deny(unsafe_code)]
 #![deny(missing_docs)]
 
 use seccompiler::sock_filter;
 
 pub mod apply;
+mod files_section;
 pub mod section;
 #[cfg(feature = "trace")]
 pub mod trace_sys;
@@ -75,6 +76,19 @@ mod tests {
                 assert!(WORKER_STARTUP.syscalls.contains(call), "{} allows {call}, start-up does not", filter.name);
             }
         }
+    }
+
+    /// `FILES` stands in this program's file, in the section that `vmsup policy diff` reads, once.
+    #[test]
+    fn the_files_are_in_the_programs_own_section() {
+        let set = policy_set::program::read(std::path::Path::new("/proc/self/exe")).unwrap();
+        let files: Vec<(String, String)> = FILES.iter().map(|(f, t)| ((*f).to_owned(), (*t).to_owned())).collect();
+        assert_eq!(Set { origin: "/proc/self/exe".into(), ..Set::from_texts("", files.clone()).unwrap() }, set);
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        assert_eq!(policy_set::read::texts_of(root).unwrap(), files);
+        let program = std::fs::read("/proc/self/exe").unwrap();
+        let longest = FILES.iter().max_by_key(|(_, text)| text.len()).unwrap().1.as_bytes();
+        assert_eq!(program.windows(longest.len()).filter(|w| *w == longest).count(), 1);
     }
 
     #[test]

@@ -13,5 +13,6 @@ pub mod families;
 pub mod foreign;
 mod house;
 pub mod model;
+pub mod program;
 pub mod read;
 pub mod wire;
