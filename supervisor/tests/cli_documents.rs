@@ -39,7 +39,7 @@ fn every_command_has_help() {
         let help = printed(&["net", command, "--help"]);
         assert!(help.contains(&format!("Usage: vmsup net {command}")) && help.contains("Example"), "{help}");
     }
-    for command in ["ls", "show", "check", "audit", "report", "trace"] {
+    for command in ["ls", "show", "check", "audit", "diff", "report", "trace"] {
         let help = printed(&["policy", command, "--help"]);
         assert!(help.contains(&format!("Usage: vmsup policy {command}")) && help.contains("Example"), "{help}");
     }

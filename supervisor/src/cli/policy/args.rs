@@ -1,6 +1,6 @@
 //! What can be asked about policies.
 
-use super::{audit, report, trace, which::Which};
+use super::{audit, diff, report, trace, which::Which};
 use crate::cli::args::Json;
 use clap::Subcommand;
 
@@ -78,6 +78,18 @@ pub enum Policy {
         #[command(flatten)]
         options: audit::Options,
     },
+    /// Tell what two sets of policies permit differently.
+    ///
+    /// For whom which system calls, arguments and rights became possible or impossible, by what the compiled programs answer:
+    /// order, spacing, comments and the structure of files never show. A side is a directory, a file in seccompiler's format,
+    /// a program (vmsup of another release, which is not run), `built-in`, or a revision in git.
+    ///
+    /// Exit status: 0 no difference, 1 differences, 2 wrong input.
+    #[command(after_help = "Examples:
+  vmsup policy diff built-in policies
+  vmsup policy diff vmsup-0.1 vmsup-0.2
+  vmsup policy diff --git v0.1..HEAD")]
+    Diff(diff::Options),
     /// Write all policies as one document: a page of HTML that loads nothing and needs no scripts, or Markdown.
     ///
     /// Shows the processes and how they are confined, who may call what by risk, each rule with its reason and its place,

@@ -5,10 +5,12 @@
 pub mod args;
 mod audit;
 mod check;
+mod diff;
 mod ls;
 mod names;
 mod report;
 mod show;
+mod sides;
 pub mod trace;
 mod which;
 
@@ -25,6 +27,7 @@ pub fn policy(client: &Client, what: &Policy) -> Result<(), Failure> {
             check::one(which, name, syscall, args, json.json)
         }
         Policy::Check { name, which, json, .. } => check::all(which, name, json.json),
+        Policy::Diff(options) => diff::show(options),
         Policy::Report { options } => report::report(options),
         Policy::Audit { which, options } => audit::run(which, options),
         Policy::Trace { which, options } => trace::trace(client, &which.set()?, which.arch()?, options),

@@ -28,7 +28,11 @@ pub fn read(side: &OsStr, arch: Option<Arch>) -> Result<Set, Failure> {
         return built_in();
     }
     let failed = |e: std::io::Error| {
-        Failure::input(format!("{} cannot be read ({}); give a directory, a file, or `built-in`", path.display(), without_errno(&e.to_string())))
+        Failure::input(format!(
+            "{} cannot be read ({}); give a directory, a file, or `built-in`",
+            path.display(),
+            without_errno(&e.to_string())
+        ))
     };
     let kind = std::fs::metadata(path).map_err(failed)?;
     if kind.is_dir() {
@@ -45,8 +49,8 @@ pub fn read(side: &OsStr, arch: Option<Arch>) -> Result<Set, Failure> {
     }
     let arch = arch.or_else(Arch::host).ok_or_else(|| Failure::input("name an architecture with --arch"))?;
     let name = path.display().to_string();
-    let text = String::from_utf8(start)
-        .map_err(|_| Failure::input(format!("{name} is neither a program nor JSON text")))?;
+    let text =
+        String::from_utf8(start).map_err(|_| Failure::input(format!("{name} is neither a program nor JSON text")))?;
     foreign::read(&name, arch, &text).map_err(|e| input(&e))
 }
 
@@ -140,17 +144,28 @@ mod tests {
         };
         assert_eq!(two(&["v1", "HEAD"]), two(&["v1..HEAD"]));
         assert_eq!(two(&["v1..HEAD~2"]), Some(("v1".into(), "HEAD~2".into())));
-        for wrong in [&["v1"][..], &["v1.."], &["..v1"], &["a...b"], &["-x", "a"], &["a", "--output=x"], &["a..b", "c"], &[]] {
+        for wrong in
+            [&["v1"][..], &["v1.."], &["..v1"], &["a...b"], &["-x", "a"], &["a", "--output=x"], &["a..b", "c"], &[]]
+        {
             assert_eq!(two(wrong), None, "{wrong:?}");
         }
     }
 
     #[test]
     fn files_of_the_set_are_told_from_others() {
-        for file in ["seccomp/x86_64/netd.json", "seccomp/include/leave.json", "landlock.json", "process.json", "nft/vmsup.nft"] {
+        for file in
+            ["seccomp/x86_64/netd.json", "seccomp/include/leave.json", "landlock.json", "process.json", "nft/vmsup.nft"]
+        {
             assert!(is_policy(file), "{file}");
         }
-        for file in ["schema/filter.schema.json", "set/src/wire.rs", "recorded/x86_64.json", "README.md", "build.rs", "nft.json"] {
+        for file in [
+            "schema/filter.schema.json",
+            "set/src/wire.rs",
+            "recorded/x86_64.json",
+            "README.md",
+            "build.rs",
+            "nft.json",
+        ] {
             assert!(!is_policy(file), "{file}");
         }
     }

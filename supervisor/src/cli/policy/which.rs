@@ -36,15 +36,11 @@ impl Which {
     /// # Errors
     /// One sentence: what is wrong, and in which file.
     pub fn set(&self) -> Result<Set, Failure> {
-        let set = match (&self.dir, &self.foreign) {
-            (Some(dir), _) => Set::from_folder(dir),
-            (None, Some(file)) => return self.foreign(file),
-            (None, None) => Set::from_texts(
-                "compiled in",
-                policies::FILES.iter().map(|(path, text)| (path.to_string(), text.to_string())),
-            ),
-        };
-        set.map_err(|e| Failure::input(without_errno(&e.to_string())))
+        match (&self.dir, &self.foreign) {
+            (Some(dir), _) => Set::from_folder(dir).map_err(|e| Failure::input(without_errno(&e.to_string()))),
+            (None, Some(file)) => self.foreign(file),
+            (None, None) => built_in(),
+        }
     }
 
     fn foreign(&self, file: &Path) -> Result<Set, Failure> {
@@ -82,6 +78,19 @@ impl Which {
     }
 }
 
-fn arch(name: &str) -> Result<Arch, String> {
+/// The set that is compiled in.
+///
+/// # Errors
+/// None: the build holds it to its form.
+pub fn built_in() -> Result<Set, Failure> {
+    let files = policies::FILES.iter().map(|(path, text)| (path.to_string(), text.to_string()));
+    Set::from_texts("compiled in", files).map_err(|e| Failure::input(e.to_string()))
+}
+
+/// An architecture by its name, for clap.
+///
+/// # Errors
+/// There are no policies for it.
+pub fn arch(name: &str) -> Result<Arch, String> {
     Arch::named(name).ok_or_else(|| "there are policies for x86_64 and aarch64".to_owned())
 }
