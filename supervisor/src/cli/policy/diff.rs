@@ -94,9 +94,14 @@ fn head(change: &Change) -> String {
 }
 
 fn entry(change: &Change, out: &mut String) {
+    let call = change.example.is_some();
     let (sign, word) = match change.direction {
-        Direction::Looser => ('+', if change.example.is_some() { "now possible" } else { "looser" }),
-        Direction::Tighter => ('-', if change.example.is_some() { "no longer possible" } else { "tighter" }),
+        Direction::Looser if call && change.before.is_empty() => ('+', "now possible"),
+        Direction::Looser if call => ('+', "possible with more arguments"),
+        Direction::Looser => ('+', "looser"),
+        Direction::Tighter if call && change.after.is_empty() => ('-', "no longer possible"),
+        Direction::Tighter if call => ('-', "possible with fewer arguments"),
+        Direction::Tighter => ('-', "tighter"),
         Direction::Other => ('~', "changed"),
     };
     let _ = writeln!(out, "  {sign} {}: {word}", line(&change.what));
