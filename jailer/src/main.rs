@@ -9,7 +9,7 @@ const USAGE: &str =
     "usage: vmsup-jailer serve --worker FILE [--pool N] [--cgroup DIR]   (started by vmsup serve, or with a
            listening SOCK_SEQPACKET socket as its standard input by a service manager; stays while a VM runs)
        vmsup-jailer inspect PID [--wire]
-       vmsup-jailer try   (makes the namespaces of a jail, and leaves nothing)";
+       vmsup-jailer try   (makes the namespaces of a jail, checks the worker's program, and leaves nothing)";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();

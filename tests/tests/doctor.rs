@@ -30,9 +30,9 @@ const FORBIDDEN: [&str; 6] = [
 fn the_jailers_trial_uses_what_a_jail_is_made_of() {
     let with = tried(user::with_subuids().command(program("vmsup-jailer")).arg("try"));
     if let Some(bare) = user::without_subuids() {
-        assert_eq!(with, (Some(0), "own: ok\nsubordinate: ok\n".into()));
+        assert_eq!(with, (Some(0), "own: ok\nsubordinate: ok\nsection: ok\n".into()));
         let without = tried(bare.command(program("vmsup-jailer")).arg("try"));
-        assert_eq!(without, (Some(0), "own: ok\n".into()));
+        assert_eq!(without, (Some(0), "own: ok\nsection: ok\n".into()));
     } else {
         assert!(with.0 == Some(0) && with.1.starts_with("own: ok\n"), "{with:?}");
     }
@@ -64,7 +64,8 @@ fn doctor(wrapper: &[&str]) -> (Option<i32>, impl Fn(&str) -> Value + use<>) {
 #[test]
 fn doctor_sees_a_host_that_starts_vms_and_what_is_taken_away_from_it() {
     let (_, line) = doctor(&["env"]);
-    for id in ["user-namespaces", "namespaces", "landlock", "seccomp", "programs", "resource-limits"] {
+    for id in ["user-namespaces", "namespaces", "landlock", "seccomp", "policy-section", "programs", "resource-limits"]
+    {
         assert_eq!(line(id)["state"], "ok", "{}", line(id));
     }
     // Nothing is there, nothing can be made there, and nothing was.

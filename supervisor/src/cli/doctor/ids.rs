@@ -54,7 +54,7 @@ ids! {
     Kvm "kvm": Kvm "kvm", KvmBackEnd "kvm-back-end";
     /// What a jail is made of.
     Jail "jail": UserNamespaces "user-namespaces", Namespaces "namespaces", SubordinateIds "subordinate-ids",
-        Landlock "landlock", Seccomp "seccomp", Cgroups "cgroups";
+        Landlock "landlock", Seccomp "seccomp", PolicySection "policy-section", Cgroups "cgroups";
     /// What keeps tenants of one host from each other, beside the jail.
     Isolation "isolation": CpuVulnerabilities "cpu-vulnerabilities", Smt "smt", Ksm "ksm", Swap "swap",
         CoreDumps "core-dumps";

@@ -154,7 +154,7 @@ mod tests {
     }
 
     fn tried(own: Result<(), String>) -> Result<Trial, String> {
-        Ok(Trial { own, subordinate: None })
+        Ok(Trial { own, subordinate: None, section: None })
     }
 
     #[test]
