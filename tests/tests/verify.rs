@@ -4,7 +4,7 @@ use serde_json::Value;
 use std::process::Command;
 use vmsup_tests::host::{Host, Ran};
 use vmsup_tests::tampered::{allowing, write};
-use vmsup_tests::{Scratch, program, skip, user};
+use vmsup_tests::{Scratch, eventually, program, skip, user};
 
 /// A command of the CLI by root, of the supervisor of `host`.
 fn as_root(host: &Host, args: &[&str]) -> Ran {
@@ -56,6 +56,18 @@ fn root_reads_the_installed_filters_back_and_the_vm_goes_on() {
     host.vmsup(&["kill", "vm"]).ok();
 }
 
+/// The one worker in the pool, when it waits.
+fn warm(host: &Host) -> i32 {
+    let mut found = 0;
+    eventually("a warm worker", || {
+        let read = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let waits = |status: String| status.starts_with("Name:\tvmsup-warm\n") && status.contains("Seccomp:\t2");
+        found = host.workers().into_iter().find(|pid| waits(read(pid))).unwrap_or_default();
+        found > 0
+    });
+    found
+}
+
 /// A jailer and a worker that were both built from the same other policies: the jailer lets the worker run.
 fn tampered_pair(filter: &str) -> (Host, Scratch) {
     let user = user::with_subuids();
@@ -92,8 +104,30 @@ fn a_tampered_pair_is_caught_by_root_by_the_installed_filter_itself() {
 }
 
 #[test]
+fn root_finds_the_workers_of_supervisors_that_were_not_asked() {
+    if !is_root("root_finds_the_workers_of_supervisors_that_were_not_asked") {
+        return;
+    }
+    let [asked, other] = [0, 1].map(|_| Host::start(&user::with_subuids(), &["--pool", "1"]));
+    other.vmsup(&["start", &other.guest("vm", "deaf", "")]).ok();
+    other.said("vm", "deaf up");
+    let running = other.inspect("vm")["pid"].as_i64().unwrap();
+    let warm = i64::from(warm(&other));
+    let ran = as_root(&asked, &["inspect", "--all", "--verify", "--json"]);
+    let all: Vec<Value> = serde_json::from_str(&ran.out).unwrap_or_else(|e| panic!("{e}: {ran:?}"));
+    for (pid, process, notes) in [(running, "worker", 1), (warm, "warm-worker", 0)] {
+        let one = all.iter().find(|v| v["pid"] == pid).unwrap_or_else(|| panic!("{pid}: {ran:?}"));
+        assert_eq!((&one["process"], &one["vm"]), (&process.into(), &Value::Null), "{one}");
+        assert_eq!(one["differences"], serde_json::json!([]), "{one}");
+        assert_eq!(one["not_seen"].as_array().unwrap().len(), notes, "{one}");
+        assert_eq!(one["filters_read_back"], true, "{one}");
+        assert_eq!(one["section_sha256"].as_str().unwrap().len(), 64);
+    }
+}
+
+#[test]
 fn all_processes_of_a_host_are_told_for_people_and_for_prometheus() {
-    let host = Host::start(&user::with_subuids(), &["--pool", "0"]);
+    let host = Host::start(&user::with_subuids(), &["--pool", "1"]);
     for name in ["one", "two"] {
         host.vmsup(&["start", &host.guest(name, "deaf", "")]).ok();
     }
@@ -108,6 +142,11 @@ fn all_processes_of_a_host_are_told_for_people_and_for_prometheus() {
         let one = all.iter().find(|v| v["pid"] == pid).unwrap();
         assert_eq!((&one["process"], &one["differences"]), (&process.into(), &serde_json::json!([])));
     }
+    let warm = warm(&host);
+    let ran = host.vmsup(&["inspect", "--all", "--verify", "--json"]);
+    let all: Vec<Value> = serde_json::from_str(&ran.out).unwrap();
+    let one = all.iter().find(|v| v["pid"] == warm).unwrap_or_else(|| panic!("{warm}: {ran:?}"));
+    assert_eq!((&one["process"], &one["differences"]), (&"warm-worker".into(), &serde_json::json!([])), "{one}");
     let text = host.vmsup(&["inspect", "--all", "--prometheus"]).out;
     assert!(text.contains("vmsup_verify_ok{vm=\"one\",process=\"worker\""), "{text}");
     assert!(text.contains("vmsup_verify_policy_info{vm=\"two\",process=\"worker\""), "{text}");

@@ -101,7 +101,8 @@ pub enum Command {
         /// Name or id of the VM.
         #[arg(value_name = "VM", value_parser = vm_name, required_unless_present = "all")]
         vm: Option<String>,
-        /// Every VM of the supervisor, and supervisor, jailer and netd themselves.
+        /// Every VM of the supervisor, and supervisor, jailer and netd themselves; with --verify also your workers that wait
+        /// for a VM, and as root every worker of the host.
         #[arg(long, conflicts_with = "vm")]
         all: bool,
         /// Compare with the policies, and exit with 1 on any difference.

@@ -17,10 +17,15 @@ fn declared(name: &str) -> Option<(&'static policies::Process, Option<&'static F
 
 /// All that are there. A name can be anybody's: what is not ours and bears one is named, rather than left out.
 pub fn processes() -> Vec<Verified> {
+    pids().into_iter().filter_map(one).collect()
+}
+
+/// Every process that this one may see, sorted.
+pub fn pids() -> Vec<i32> {
     let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let mut pids: Vec<i32> = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     pids.sort_unstable();
-    pids.into_iter().filter_map(one).collect()
+    pids
 }
 
 fn one(pid: i32) -> Option<Verified> {

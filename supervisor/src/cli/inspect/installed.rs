@@ -19,9 +19,13 @@ fn of_thread(name: &str) -> Option<&'static Filter> {
     })
 }
 
-/// Reads back what a worker's threads are under.
-pub fn worker(verified: &mut Verified, process: &Process) {
-    process_with(verified, process, |name| Some([&policies::WORKER_STARTUP, of_thread(name)?].to_vec()));
+/// Reads back what a worker's threads are under; a warm one has the first filter only, and one thread.
+pub fn worker(verified: &mut Verified, process: &Process, warm: bool) {
+    process_with(verified, process, |name| match (warm, name) {
+        (true, "vmsup-warm") => Some(vec![&policies::WORKER_STARTUP]),
+        (true, _) => None,
+        (false, name) => Some(vec![&policies::WORKER_STARTUP, of_thread(name)?]),
+    });
 }
 
 /// Reads back what the threads of a process are under; each should be under these filters, the oldest first.

@@ -82,7 +82,7 @@ pub struct Fd {
 /// The worker is gone.
 pub fn look(info: &VmInfo, worker: &WorkerInfo) -> std::io::Result<Jail> {
     let process = proc::read(worker.pid, worker.start_time)?;
-    let inside = look_inside(worker.pid).map(|inspection| inside(inspection, info, own_namespaces()));
+    let inside = look_inside(worker.pid).map(|inspection| inside(inspection, Some(info), own_namespaces()));
     // The helper looked by pid: the same process must still be there, or it saw another one.
     proc::read(worker.pid, worker.start_time)?;
     let cgroup_limits = cgroup::read(&process.cgroup, info, worker);
@@ -109,7 +109,7 @@ fn asserted() -> Vec<String> {
 }
 
 /// Asks `vmsup-jailer inspect`, a process of its own that enters the worker's user namespace for this one answer.
-fn look_inside(pid: i32) -> Result<Inspection, String> {
+pub fn look_inside(pid: i32) -> Result<Inspection, String> {
     let program = vmsup::paths::program_dir().map_err(|e| e.to_string())?.join("vmsup-jailer");
     let failed = |e: std::io::Error| format!("{}: {e}", program.display());
     let mut child = Command::new(&program)
@@ -137,12 +137,13 @@ fn look_inside(pid: i32) -> Result<Inspection, String> {
 }
 
 /// This process's own namespaces, as `/proc/self/ns` names them.
-fn own_namespaces() -> Vec<String> {
+pub fn own_namespaces() -> Vec<String> {
     let entries = std::fs::read_dir("/proc/self/ns").into_iter().flatten().flatten();
     entries.filter_map(|e| Some(std::fs::read_link(e.path()).ok()?.to_str()?.to_owned())).collect()
 }
 
-fn inside(inspection: Inspection, info: &VmInfo, own: Vec<String>) -> Inside {
+/// The inner view of a worker of this VM; of an unknown one no file by its path, and no TAP, has a purpose.
+pub fn inside(inspection: Inspection, info: Option<&VmInfo>, own: Vec<String>) -> Inside {
     let namespaces = inspection.namespaces.iter().filter_map(|text| {
         let (kind, inode) = text.split_once(":[")?;
         let inode = inode.trim_end_matches(']').to_owned();
@@ -167,7 +168,7 @@ fn inside(inspection: Inspection, info: &VmInfo, own: Vec<String>) -> Inside {
 
 /// What an open file of a worker is for. The first four are declared by number; the others come with the VM in no fixed
 /// order and are told by what they lead to.
-fn purpose(number: i32, target: &str, info: &VmInfo) -> Option<String> {
+fn purpose(number: i32, target: &str, info: Option<&VmInfo>) -> Option<String> {
     if let Some((_, what)) = policies::PROCESS_WORKER.fds.iter().find(|(n, _)| *n == number) {
         let kind = match number {
             0 | 1 => target == "/dev/null",
@@ -176,20 +177,16 @@ fn purpose(number: i32, target: &str, info: &VmInfo) -> Option<String> {
         };
         return kind.then(|| (*what).to_owned());
     }
-    let of_spec = |path: &Option<String>| path.as_ref().is_some_and(|p| leads_to(p, target));
-    if let Some(n) = info.spec.disks.iter().position(|d| leads_to(&d.path, target)) {
-        let right = if info.spec.disks[n].readonly { "read only" } else { "read and write" };
-        return Some(format!("disk {n}, {right}"));
+    if let Some(what) = info.and_then(|info| of_its_files(target, info)) {
+        return Some(what);
     }
     Some(match target.strip_suffix(" (deleted)").unwrap_or(target) {
-        _ if of_spec(&info.spec.boot.kernel) => "the kernel image, read only".into(),
-        _ if of_spec(&info.spec.boot.initrd) => "the initrd, read only".into(),
         "/dev/kvm" => "KVM".into(),
         "anon_inode:kvm-vm" => "KVM's VM".into(),
         "/memfd:vmsup-ram" => "guest RAM".into(),
         "/memfd:vmsup-console" => "the console's ring".into(),
         "/memfd:vmsup-hello" | "/memfd:vmsup-net" => "the built-in kernel, read only".into(),
-        TUN if tap_queues(info) > 0 => "a queue of a network interface's TAP".into(),
+        TUN if info.is_some_and(|info| tap_queues(info) > 0) => "a queue of a network interface's TAP".into(),
         "anon_inode:[eventfd]" => "a wake-up between KVM, threads and supervisor".into(),
         "anon_inode:[eventpoll]" => "what a thread waits for".into(),
         "anon_inode:[timerfd]" => "a timer".into(),
@@ -204,6 +201,20 @@ fn purpose(number: i32, target: &str, info: &VmInfo) -> Option<String> {
     })
 }
 
+/// Which of the files that are named in its VM's file this is.
+fn of_its_files(target: &str, info: &VmInfo) -> Option<String> {
+    let spec = &info.spec;
+    if let Some(n) = spec.disks.iter().position(|disk| leads_to(&disk.path, target)) {
+        let right = if spec.disks[n].readonly { "read only" } else { "read and write" };
+        return Some(format!("disk {n}, {right}"));
+    }
+    let of = |path: &Option<String>| path.as_ref().is_some_and(|p| leads_to(p, target));
+    if of(&spec.boot.kernel) {
+        return Some("the kernel image, read only".into());
+    }
+    of(&spec.boot.initrd).then(|| "the initrd, read only".into())
+}
+
 /// How many fds of TAPs its networks come with.
 fn tap_queues(info: &VmInfo) -> usize {
     info.summary.nets.iter().map(|net| usize::from(net.queues)).sum()
@@ -215,7 +226,7 @@ fn leads_to(path: &str, target: &str) -> bool {
 }
 
 /// Where the ids are not those of a jail: it runs as one uid, and its user namespace knows no other than that one.
-fn of_ids(process: &Process, uid: u32) -> Vec<String> {
+pub fn of_ids(process: &Process, uid: u32) -> Vec<String> {
     let mut found = Vec::new();
     if process.uids.iter().any(|id| *id != uid) {
         found.push(format!("it runs as uid {:?}, its supervisor says {uid}", process.uids));
@@ -301,7 +312,7 @@ pub fn of_inside(inside: &Inside) -> Vec<String> {
 }
 
 /// Which open files are not declared of a worker of this VM.
-fn of_files(inside: &Inside, tap_queues: usize) -> Vec<String> {
+pub fn of_files(inside: &Inside, tap_queues: usize) -> Vec<String> {
     let mut found = Vec::new();
     for fd in inside.fds.iter().filter(|fd| fd.purpose.is_none()) {
         found.push(format!("fd {} ({}) is not declared", fd.number, fd.target));

@@ -16,7 +16,7 @@ pub fn info() -> VmInfo {
     .unwrap()
 }
 
-fn as_declared() -> (Process, Inspection) {
+pub fn as_declared() -> (Process, Inspection) {
     let none = Capabilities { inheritable: 0, permitted: 0, effective: 0, bounding: 0, ambient: 0 };
     let thread = |tid, name: &str| Thread {
         tid,
@@ -72,7 +72,7 @@ fn found(change: impl FnOnce(&mut Process, &mut Inspection)) -> Vec<String> {
     let (mut process, mut inspection) = as_declared();
     change(&mut process, &mut inspection);
     let own = policies::PROCESS_WORKER.namespaces.iter().map(|n| format!("{n}:[1]")).collect();
-    compare(&process, &inside(inspection, &info(), own), &info())
+    compare(&process, &inside(inspection, Some(&info()), own), &info())
 }
 
 fn compare(process: &Process, inside: &Inside, info: &VmInfo) -> Vec<String> {
@@ -143,7 +143,7 @@ fn each_deviation_is_named() {
 #[test]
 fn every_file_says_what_it_is_for() {
     let (_, inspection) = as_declared();
-    let inside = inside(inspection, &info(), vec![]);
+    let inside = inside(inspection, Some(&info()), vec![]);
     let purposes: Vec<&str> = inside.fds.iter().map(|fd| fd.purpose.as_deref().unwrap()).collect();
     assert!(purposes.contains(&"disk 0, read and write") && purposes.contains(&"disk 1, read only"), "{purposes:?}");
     assert!(purposes.contains(&"KVM's vCPU 0") && purposes.contains(&"guest RAM"), "{purposes:?}");
@@ -157,6 +157,6 @@ fn a_tap_of_a_vm_without_networks_is_not_declared() {
     let mut info = info();
     info.summary.nets.clear();
     let own = policies::PROCESS_WORKER.namespaces.iter().map(|n| format!("{n}:[1]")).collect();
-    let found = compare(&process, &inside(inspection, &info, own), &info);
+    let found = compare(&process, &inside(inspection, Some(&info), own), &info);
     assert_eq!(found, ["fd 14 (/dev/net/tun) is not declared", "fd 15 (/dev/net/tun) is not declared"]);
 }

@@ -5,6 +5,7 @@ mod cgroup;
 mod host;
 mod installed;
 mod jail;
+mod others;
 pub mod proc;
 mod prometheus;
 mod text;
@@ -65,6 +66,8 @@ pub fn all(client: &Client, verify: bool, prometheus: bool, json: bool) -> Resul
     }
     let mut verified: Vec<Verified> = reports.iter().map(verify::vm).collect();
     verify::apart(&reports, &mut verified);
+    let known = reports.iter().filter_map(|report| Some(report.info.worker.as_ref()?.pid)).collect();
+    verified.extend(others::workers(&known));
     verified.extend(host::processes());
     match (prometheus, json) {
         (true, _) => print(prometheus::text(&verified))?,

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use std::fmt::Write;
 
 /// How many filters each thread of a worker with a VM is under: start-up, and its own.
-const WORKER_FILTERS: u32 = 2;
+pub const WORKER_FILTERS: u32 = 2;
 
 /// What came of a process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -61,7 +61,7 @@ pub fn vm(report: &Report) -> Verified {
             jail.inside_error.as_deref().unwrap_or("unknown")
         )),
     }
-    installed::worker(&mut verified, &jail.process);
+    installed::worker(&mut verified, &jail.process, false);
     verified
 }
 
@@ -120,6 +120,7 @@ pub fn sha256(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::jail::{self, Jail};
     use super::super::proc::{Capabilities, Thread};
     use super::*;
 
@@ -164,5 +165,55 @@ mod tests {
         assert!(said.contains(&sha256(&bytes)[..12]) && said.contains("filter worker-vcpu"), "{said}");
         assert!(section(&Err("it has no policy section".into())).unwrap().contains("has no policy section"));
         assert_eq!(&sha256(b"")[..12], "e3b0c44298fc");
+    }
+
+    #[test]
+    fn each_namespace_that_two_vms_share_is_named_for_both() {
+        let declared = policies::PROCESS_WORKER.namespaces;
+        // The inode of each kind, in both.
+        let found = |shared: Option<&str>| {
+            let report = |name: &str, n: usize| {
+                let (process, mut inspection) = jail::tests::as_declared();
+                let inode = |kind: &str| if Some(kind) == shared { 1 } else { n };
+                inspection.namespaces = declared.iter().map(|kind| format!("{kind}:[{}]", inode(kind))).collect();
+                // The same for all: it is the host's.
+                inspection.namespaces.push("time:[9]".into());
+                let mut info = jail::tests::info();
+                info.summary.name = name.into();
+                let jail = Jail {
+                    pid: n as i32,
+                    process,
+                    cgroup_limits: vec![],
+                    inside: Some(jail::inside(inspection, Some(&info), vec!["time:[9]".into()])),
+                    inside_error: None,
+                    asserted: vec![],
+                    deviations: vec![],
+                };
+                Report { info, jail: Some(jail), jail_error: None, verified: None }
+            };
+            let reports = [report("a", 11), report("b", 12), report("c", 13)];
+            let mut verified = [blank(), blank(), blank()];
+            apart(&reports, &mut verified);
+            verified.map(|v| v.differences)
+        };
+        assert_eq!(found(None), [const { Vec::<String>::new() }; 3]);
+        for kind in declared {
+            let [a, b, c] = found(Some(kind));
+            assert_eq!(a.len() + b.len() + c.len(), 6);
+            assert_eq!(a[0], format!("its {kind}:[1] namespace is that of VM b, too"));
+            assert_eq!(b[0], format!("its {kind}:[1] namespace is that of VM a, too"));
+        }
+    }
+
+    fn blank() -> Verified {
+        Verified {
+            vm: None,
+            process: String::new(),
+            pid: 0,
+            section_sha256: None,
+            differences: vec![],
+            not_seen: vec![],
+            filters_read_back: false,
+        }
     }
 }
