@@ -206,6 +206,7 @@ fn a_handle_that_is_cut_short_or_missing_costs_its_vm_and_no_other() {
         host.next();
         // What runs there is not known, so that it ends, and the VM that is in the database says so.
         eventually("the end of a worker that nobody knows", || !lives(worker));
+        eventually("its end to be told", || host.state("bad") != "stopping");
         assert_eq!((host.state("good"), host.state("bad")), ("running".into(), "crashed".into()), "{spoil}");
         assert_eq!(host.inspect("bad")["end"]["kind"], "unknown");
         host.remove(&["bad"]);
