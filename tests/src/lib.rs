@@ -4,6 +4,7 @@
 //! has none (`tests/setup-users` makes both). Started as an ordinary user, they run as that user. netd needs root: its tests
 //! make network namespaces, and skip where they cannot.
 
+pub mod browser;
 pub mod connected;
 pub mod frames;
 pub mod host;

@@ -60,6 +60,11 @@ pub fn by_family(rules: &[Rule]) -> Vec<(&'static str, Vec<&Rule>)> {
     Family::ALL.into_iter().map(of).filter(|(_, rules)| !rules.is_empty()).collect()
 }
 
+/// A place in a file, which a line may be broken in behind each slash.
+pub fn place(place: &str) -> Markup {
+    html! { @for part in place.split_inclusive('/') { (part) @if part.ends_with('/') { wbr; } } }
+}
+
 fn cells(rule: &Rule) -> Markup {
     let level = grade(&rule.syscall);
     html! {
@@ -76,7 +81,7 @@ fn cells(rule: &Rule) -> Markup {
             @if let Some(why) = &rule.unexercised { div.note { strong { "not exercised: " } (words::clean(why)) } }
             @for (id, why) in &rule.accepted { div.note { strong { "accepted, " (words::clean(id)) ": " } (words::clean(why)) } }
         }
-        td.place { (words::place(&rule.file, Some(rule.line))) }
+        td.place { (place(&words::place(&rule.file, Some(rule.line)))) }
     }
 }
 
@@ -106,7 +111,7 @@ pub fn unfiltered(part: &Part<'_>, process: &Unfiltered) -> Markup {
                                 th scope="row" { code { (words::clean(&call.syscall)) } }
                                 td { span class=(format!("grade {level}")) title=(risk(&call.syscall).why) { (level) } }
                                 td { (words::reason(call)) }
-                                td.place { (words::place(&call.file, Some(call.line))) }
+                                td.place { (place(&words::place(&call.file, Some(call.line)))) }
                             }
                         }
                     }

@@ -257,7 +257,7 @@ fn row(finding: &Finding) -> Markup {
             th scope="row" { (finding.id) }
             td {
                 (words::shown(&finding.filter)) @if let Some(arch) = finding.arch { span.muted { ", " (arch.name()) } }
-                div.place { (words::place(&finding.file, finding.line)) }
+                div.place { (filters::place(&words::place(&finding.file, finding.line))) }
             }
             td {
                 (words::clean(&finding.message))

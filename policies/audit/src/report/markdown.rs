@@ -8,8 +8,8 @@ use policy_set::model::Set;
 pub fn markdown(set: &Set, findings: &[Finding], options: &Options) -> String {
     let view = View::new(set, findings, options);
     let mut out = format!("# {}\n\n", text(&view.title()));
-    let arches: Vec<&str> = view.arches.iter().map(|p| p.arch.name()).collect();
-    out += &format!("Made by {}, for {}.", text(&options.made_by), text(&arches.join(", ")));
+    let arches: Vec<String> = view.arches.iter().map(|p| code(p.arch.name())).collect();
+    out += &format!("Made by {}, for {}.", text(&options.made_by), arches.join(", "));
     if let Some(date) = &options.date {
         out += &format!(" {}.", text(date));
     }
@@ -45,12 +45,11 @@ fn text(from: &str) -> String {
             '>' => out += "&gt;",
             '\\' | '`' | '*' | '_' | '[' | ']' | '|' | '~' | '#' | '!' | '$' => out.extend(['\\', c]),
             // An address that no one wrote as a link becomes none.
-            ':' => out += "&#58;",
             '@' => out += "&#64;",
             c => out.push(c),
         }
     }
-    out.replace("www.", "www&#46;")
+    out.replace("://", "&#58;//").replace("www.", "www&#46;")
 }
 
 /// A name as code, where it is a plain one.
@@ -99,9 +98,9 @@ fn findings_table(view: &View<'_>) -> String {
         .findings
         .iter()
         .map(|f| {
-            let rule = f.rule.as_ref().map_or_else(String::new, |rule| format!(" {}", code(rule)));
+            let rule = f.rule.as_ref().map_or_else(String::new, |rule| format!(", {}", code(rule)));
             let why = f.accepted.as_ref().map_or_else(String::new, |why| {
-                format!(" Accepted (else {}): {}", severity_name(f.severity), text(why))
+                format!(". Accepted (else {}): {}", severity_name(f.severity), text(why))
             });
             let arch = f.arch.map_or_else(String::new, |arch| format!(", {}", code(arch.name())));
             vec![
@@ -139,10 +138,10 @@ fn rules(part: &Part<'_>) -> String {
         for rule in by_family(&filter.rules).into_iter().flat_map(|(_, rules)| rules) {
             let mut reason = text(&words::reason(rule));
             if let Some(why) = &rule.unexercised {
-                reason += &format!(" Not exercised: {}", text(why));
+                reason += &format!(". Not exercised: {}", text(why));
             }
             for (id, why) in &rule.accepted {
-                reason += &format!(" Accepted, {}: {}", code(id), text(why));
+                reason += &format!(". Accepted, {}: {}", code(id), text(why));
             }
             let place = code(&words::place(&rule.file, Some(rule.line)));
             rows.push(vec![
@@ -204,8 +203,8 @@ fn processes(view: &View<'_>) -> String {
     }
     for (file, rules) in &set.nft {
         let rows: Vec<Vec<String>> =
-            words::chains(rules).iter().map(|(table, chain)| vec![text(table), code(chain)]).collect();
-        out += &format!("\n## Network: {}\n{}", code(&format!("nft/{file}")), table(&["table", "chain"], &rows));
+            words::chains(rules).iter().map(|(table, chains)| vec![text(table), list(chains)]).collect();
+        out += &format!("\n## Network: {}\n{}", code(&format!("nft/{file}")), table(&["table", "chains"], &rows));
     }
     if !set.processes.is_empty() {
         let word = |read: bool| if read { "read" } else { "asserted at start" }.to_owned();

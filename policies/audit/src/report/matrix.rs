@@ -25,11 +25,11 @@ pub fn matrix(part: &Part<'_>) -> Markup {
     html! {
         p.legend {
             span { span.key.free.medium { "●" } " any arguments" }
-            span { span.key.if.medium { "◐" } " under conditions" }
+            span { span.key.if.medium { span { "◐" } } " under conditions" }
             span { span.key.never { "·" } " kills the process, or what the filter's default is" }
             span { "Colour: " @for level in ["high", "medium", "low", "plain"] { span class=(format!("grade {level}")) { (level) } " " } }
         }
-        div.scroll tabindex="0" role="region" aria-label=(format!("Matrix of {}", part.arch.name())) {
+        div.scroll.tall tabindex="0" role="region" aria-label=(format!("Matrix of {}", part.arch.name())) {
             table.matrix id=(part.id("matrix-table")) {
                 caption { span {
                     (total) " system calls that any filter of " (part.arch.name()) " allows, by " (part.filters.len())

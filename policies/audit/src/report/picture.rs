@@ -160,8 +160,8 @@ fn drawn(view: &View<'_>, part: &Part<'_>) -> Markup {
             (arrow("M380 112V186", "fds, then requests", (262, 154)))
             (arrow("M730 112V154H480V186", "forks into the jail", (500, 146)))
             (arrow("M570 86H630V245H686", "leases", (638, 236)))
-            @for (x, label) in [(295_u32, "what both filters allow"), (815, "netlink, /dev/net/tun")] {
-                (arrow(&format!("M{x} {}V472", if x == 815 { 300 } else { 408 }), label, (x + 10, 446)))
+            @for (x, at, label) in [(295_u32, 305, "what both filters allow"), (815, 678, "netlink, /dev/net/tun")] {
+                (arrow(&format!("M{x} {}V472", if x == 815 { 300 } else { 408 }), label, (at, 446)))
             }
         },
     )

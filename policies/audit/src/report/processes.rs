@@ -96,9 +96,9 @@ pub fn landlock(view: &View<'_>) -> Markup {
 pub fn network(view: &View<'_>) -> Markup {
     html! {
         @for (file, text) in &view.set.nft {
-            (boxed(&format!("Chains of nft/{}, {} lines", words::clean(file), text.lines().count()), &["table", "chain"], html! {
-                @for (table, chain) in words::chains(text) {
-                    tr { th scope="row" { (words::clean(&table)) } td { code { (words::clean(&chain)) } } }
+            (boxed(&format!("Tables of nft/{}, {} lines", words::clean(file), text.lines().count()), &["table", "chains"], html! {
+                @for (table, chains) in words::chains(text) {
+                    tr { th scope="row" { (words::clean(&table)) } td { (listed(&chains)) } }
                 }
             }))
         }

@@ -115,6 +115,7 @@ fn every_rule_place_and_finding_stands_in_both() {
             assert!(page.contains(&words::shown(&filter.name)));
             for rule in &filter.rules {
                 let place = words::place(&rule.file, Some(rule.line));
+                let place = if escape { place.replace('/', "/<wbr>") } else { place };
                 assert!(page.contains(&place), "{place}");
             }
         }

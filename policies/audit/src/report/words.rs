@@ -75,17 +75,17 @@ pub fn count(n: usize, one: &str) -> String {
     if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") }
 }
 
-/// Chains of a file of nftables, each behind its table: `bridge vmsup / guest`. Names alone: what a chain does stands in
-/// the file.
-pub fn chains(text: &str) -> Vec<(String, String)> {
-    let mut found = Vec::new();
-    let mut table = String::new();
+/// Tables of a file of nftables, each with its chains. Names alone: what a chain does stands in the file.
+pub fn chains(text: &str) -> Vec<(String, Vec<String>)> {
+    let mut found: Vec<(String, Vec<String>)> = Vec::new();
     for line in text.lines() {
         let name = |after: &str| after.strip_suffix('{').map(|name| name.trim().to_owned());
-        if let Some(name) = line.strip_prefix("table ").and_then(name) {
-            table = name;
-        } else if let Some(name) = line.trim().strip_prefix("chain ").and_then(name) {
-            found.push((table.clone(), name));
+        if let Some(table) = line.strip_prefix("table ").and_then(name) {
+            found.push((table, Vec::new()));
+        } else if let (Some(chain), Some((_, chains))) =
+            (line.trim().strip_prefix("chain ").and_then(name), found.last_mut())
+        {
+            chains.push(chain);
         }
     }
     found
