@@ -3,13 +3,15 @@
 use super::verify::Verified;
 use std::fmt::Write;
 
+/// A value, and that of the label that comes after [`LABELS`]; none: the family has nothing to say of this process.
+type Value = fn(&Verified) -> Option<(usize, Option<&str>)>;
+
 /// A family: its name, its labels, and what it means. All are gauges. `docs/metrics.md` has a row for each.
 struct Family {
     name: &'static str,
     labels: &'static [&'static str],
     help: &'static str,
-    /// Its value for a process, and that of the last label where it has one more than [`LABELS`].
-    value: fn(&Verified) -> Option<(usize, Option<&str>)>,
+    value: Value,
 }
 
 /// The labels of every family.

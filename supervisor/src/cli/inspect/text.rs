@@ -166,7 +166,11 @@ fn privileges(out: &mut String, process: &Process) {
     let own = rustix::process::getuid().as_raw();
     let uid = if process.uids.iter().all(|uid| *uid == own) { ", your own" } else { ", none but this VM's" };
     labelled(out, "uid, gid", &format!("{}, {}{uid}", all(&process.uids), all(&process.gids)));
-    labelled(out, "uid, gid maps", &format!("inside {}; {}", shown_map(&process.uid_map), shown_map(&process.gid_map)));
+    labelled(
+        out,
+        "uid, gid maps",
+        &format!("uid inside {}; gid inside {}", shown_map(&process.uid_map), shown_map(&process.gid_map)),
+    );
     let threads = process.threads.len();
     let count = |f: &dyn Fn(&super::proc::Thread) -> bool| process.threads.iter().filter(|t| f(t)).count();
     let capable = count(&|t| !t.capabilities.are_none());

@@ -94,7 +94,7 @@ pub fn section(found: &Result<Vec<u8>, String>) -> Option<String> {
 pub fn apart(reports: &[Report], verified: &mut [Verified]) {
     for (n, one) in reports.iter().enumerate() {
         for (m, other) in reports.iter().enumerate().filter(|(m, _)| *m != n) {
-            let inside = |report: &Report| report.jail.as_ref().and_then(|j| j.inside.as_ref().map(|i| namespaces(i)));
+            let inside = |report: &Report| report.jail.as_ref().and_then(|j| j.inside.as_ref().map(namespaces));
             let (Some(mine), Some(theirs)) = (inside(one), inside(other)) else { continue };
             for shared in mine.iter().filter(|namespace| theirs.contains(namespace)) {
                 let name = &reports[m].info.summary.name;
