@@ -20,7 +20,7 @@ placed := s|](\.\./policies/nft/|](|g; s|](\.\./packaging/\([a-z]*\.toml\))|](\1
 	s|@BINDIR@|@PREFIX@/bin|g; s|@DATADIR@|@PREFIX@/share|g; \
 	s|@PREFIX@|$(PREFIX)|g; s|@SYSCONFDIR@|$(SYSCONFDIR)|g
 
-.PHONY: all deps build guests test-programs trace-build trace demo test bench pictures lint install install-files clean
+.PHONY: all deps build guests test-programs trace-build trace demo test bench docs pictures lint install install-files clean
 all: build
 
 ## Installs what is missing (as root), or names it.
@@ -71,6 +71,10 @@ test: deps test-programs
 ## First byte, memory, CPU time and leases against the floor and fixed limits.
 bench: test-programs
 	@tests/bench/run
+
+## The tables in SECURITY.md that are made from the policies.
+docs:
+	VMSUP_WRITE_DOCS=1 cargo test --locked -p vmsup-tests --test docs the_tables_of_security_md_are_those_of_the_policies
 
 ## The pictures in docs/pictures, of what `vmsup doctor` and `vmsup top` show.
 pictures: build

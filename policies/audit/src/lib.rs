@@ -11,4 +11,5 @@ mod points;
 pub mod report;
 pub mod risk;
 pub mod sarif;
+pub mod tables;
 pub mod trace;
