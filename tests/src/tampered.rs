@@ -31,7 +31,7 @@ pub fn default_action(filter: &str) -> usize {
     let rest = &own[start + 28..];
     let count = u32::from_ne_bytes(own[start + 24..start + 28].try_into().unwrap()) as usize;
     let instructions = rest[..count * 8].chunks_exact(8);
-    let last = instructions.enumerate().filter(|(_, i)| i[4..] == KILL).last().expect("a default").0;
+    let last = instructions.enumerate().rfind(|(_, i)| i[4..] == KILL).expect("a default").0;
     start + 28 + last * 8 + 4
 }
 
