@@ -46,6 +46,12 @@ pub fn read(file: &str, arch: Arch, text: &str) -> Result<Set, Error> {
         if let Some(ours) = rules.iter().find(|r| r.unexercised.is_some() || !r.accepted.is_empty()) {
             return Err(source.error(Some(ours.line), "unknown field: only vmsup's own files explain themselves"));
         }
+        let free = |call: &str| rules.iter().any(|r| r.syscall == call && r.conditions.is_empty());
+        if let Some(mixed) = rules.iter().find(|r| !r.conditions.is_empty() && free(&r.syscall)) {
+            let what =
+                format!("`{}` stands there with conditions and without: seccompiler drops the latter", mixed.syscall);
+            return Err(source.error(Some(mixed.line), what));
+        }
         set.filters.push(Filter {
             name,
             arch,
@@ -123,6 +129,11 @@ mod tests {
             let said = refused(from, to);
             assert!(said.starts_with(&format!("foreign.json:{line}: ")) && said.contains(word), "{to}: {said}");
         }
+        let mixed = refused(
+            "{\"syscall\": \"exit\"}",
+            "{\"syscall\": \"exit\"}, {\"syscall\": \"exit\", \"args\": [{\"index\": 0, \"type\": \"dword\", \"op\": \"eq\", \"val\": 1}]}",
+        );
+        assert!(mixed.contains("`exit`") && mixed.contains("with conditions and without"), "{mixed}");
         assert!(read("foreign.json", Arch::X86_64, "{}").unwrap_err().to_string().contains("0 filters"));
         let long = " ".repeat(wire::FILE_MAX + 1);
         assert!(read("foreign.json", Arch::X86_64, &long).unwrap_err().to_string().contains("at most"));

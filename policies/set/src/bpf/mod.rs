@@ -134,8 +134,10 @@ pub fn action(returned: u32) -> Action {
     match returned & 0xffff_0000 {
         0x0000_0000 => Action::KillThread,
         0x0003_0000 => Action::Trap,
-        0x0005_0000 => Action::Errno(data),
-        0x7ff0_0000 => Action::Trace(data),
+        // The kernel takes no larger errno, MAX_ERRNO.
+        0x0005_0000 => Action::Errno(data.min(4095)),
+        // SECCOMP_RET_USER_NOTIF: a process with the listener decides, as a tracer does; ENOSYS where there is none.
+        0x7fc0_0000 | 0x7ff0_0000 => Action::Trace(data),
         0x7ffc_0000 => Action::Log,
         0x7fff_0000 => Action::Allow,
         _ => Action::KillProcess,
