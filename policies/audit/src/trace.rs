@@ -56,7 +56,7 @@ impl Lens {
         for (call, index, width) in telling.chain(conditions) {
             let Some(nr) = arch.number(call) else { continue };
             if let Some(kept) = lens.0.entry(nr).or_default().get_mut(usize::from(index)) {
-                *kept |= mask(width);
+                *kept |= width.mask();
             }
         }
         lens
@@ -65,13 +65,6 @@ impl Lens {
     fn look(&self, nr: u32, args: [u64; 6]) -> [u64; 6] {
         let kept = self.0.get(&nr).copied().unwrap_or_default();
         std::array::from_fn(|n| args[n] & kept[n])
-    }
-}
-
-fn mask(width: Width) -> u64 {
-    match width {
-        Width::Dword => u64::from(u32::MAX),
-        Width::Qword => u64::MAX,
     }
 }
 
@@ -247,22 +240,7 @@ fn traced(set: &Set, arch: Arch, name: &str, calls: &BTreeMap<(u32, [u64; 6]), u
 
 /// The rules that name this call with these arguments.
 fn matching<'a>(filter: &'a Filter, syscall: &str, args: &[u64; 6]) -> impl Iterator<Item = &'a Rule> {
-    filter.rules.iter().filter(move |r| r.syscall == syscall && r.conditions.iter().all(|c| holds(c, args)))
-}
-
-fn holds(condition: &Condition, args: &[u64; 6]) -> bool {
-    let mask = mask(condition.width);
-    let Some(arg) = args.get(usize::from(condition.index)).map(|arg| arg & mask) else { return false };
-    let value = condition.value & mask;
-    match condition.op {
-        Op::Eq => arg == value,
-        Op::Ne => arg != value,
-        Op::Lt => arg < value,
-        Op::Le => arg <= value,
-        Op::Gt => arg > value,
-        Op::Ge => arg >= value,
-        Op::MaskedEq(bits) => arg & bits == value & bits,
-    }
+    filter.rules.iter().filter(move |r| r.matches(syscall, args))
 }
 
 fn permits(action: Action) -> bool {
@@ -277,7 +255,7 @@ fn telling(syscall: &str) -> Option<&'static [u8]> {
 fn exact(call: &Call) -> Rule {
     let args = telling(&call.syscall).unwrap_or_default();
     let condition = |index: &u8| {
-        let value = call.args.get(index)? & mask(Width::Dword);
+        let value = call.args.get(index)? & Width::Dword.mask();
         Some(Condition { index: *index, width: Width::Dword, op: Op::Eq, value, comment: None })
     };
     Rule {

@@ -145,7 +145,7 @@ fn conditions_are_held_against_as_much_of_an_argument_as_they_look_at() {
         (Width::Dword, Op::Le, 0, false),
         (Width::Qword, Op::MaskedEq(1 << 32), 1 << 32, true),
     ] {
-        let holds = holds(&condition(width, op, value), &[high, 0, 0, 0, 0, 0]);
+        let holds = condition(width, op, value).holds(&[high, 0, 0, 0, 0, 0]);
         assert_eq!(holds, expected, "{width:?} {op:?} {value}");
     }
 }
