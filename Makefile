@@ -48,7 +48,7 @@ test-programs: build
 	@install -D -m 755 $(release)/vmsup target/bin/faults/vmsup
 	@$(MAKE) --no-print-directory trace-build
 
-## The four programs as a trace build (policies/src/trace_sys.rs), in a folder of their own with what tests run beside them:
+## The four programs as a trace build (policies/src/trace/sys.rs), in a folder of their own with what tests run beside them:
 ## they announce every system call instead of filtering any, and wait for `vmsup policy trace`.
 trace-build: build
 	cargo build --release --locked $(crates) --bins --features vmsup/trace,vmm-worker/trace,helper-netd/trace

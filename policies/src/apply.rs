@@ -45,7 +45,7 @@ pub fn seccomp(filter: &'static Filter) -> Result<(), Error> {
 pub fn seccomp(filter: &'static Filter) -> Result<(), Error> {
     // The program's file shows them in its section, in force or not.
     std::hint::black_box(filter.program);
-    crate::trace_sys::stand_in(filter.name).map_err(|e| Error::Trace(filter.name, e))
+    crate::trace::sys::stand_in(filter.name).map_err(|e| Error::Trace(filter.name, e))
 }
 
 /// Denies the calling thread everything that landlock knows to deny: every right of the running ABI is handled and no

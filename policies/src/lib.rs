@@ -2,7 +2,7 @@
 //! into the constants here; [`apply`] puts it in force, in debug and release alike. [`section`] is where a program's file
 //! shows what it would put in force.
 //!
-//! Unsafe: an attribute in each of `section.rs` and `files_section.rs`, and `trace_sys.rs`, which only a trace build has.
+//! Unsafe: an attribute in each of `section.rs` and `files_section.rs`, and `trace/sys.rs`, which only a trace build has.
 #![deny(unsafe_code)]
 #![deny(missing_docs)]
 
@@ -11,8 +11,11 @@ use seccompiler::sock_filter;
 pub mod apply;
 mod files_section;
 pub mod section;
+/// What a trace build does instead of filtering.
 #[cfg(feature = "trace")]
-pub mod trace_sys;
+pub mod trace {
+    pub mod sys;
+}
 
 /// True in a trace build, which announces every system call to a tracer and filters none.
 pub const TRACE: bool = cfg!(feature = "trace");

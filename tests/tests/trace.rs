@@ -1,6 +1,6 @@
 //! What the programs really call: the record in `policies/recorded` is true, and no test needs a call that the filters deny.
 //!
-//! `target/bin/trace` holds the trace build (`policies/src/trace_sys.rs`); `tests/traced` runs tests with it. `make trace`
+//! `target/bin/trace` holds the trace build (`policies/src/trace/sys.rs`); `tests/traced` runs tests with it. `make trace`
 //! records anew.
 
 use policy_set::arch::Arch;

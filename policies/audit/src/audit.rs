@@ -163,10 +163,8 @@ pub fn audit(set: &Set) -> Vec<Finding> {
         audit.filter(filter);
         if let Some(program) = program {
             audit.program(filter, program);
-            let startup = format!("{}-startup", filter.process());
-            let place =
-                set.filters.iter().position(|f| f.arch == filter.arch && f.name == startup && f.name != filter.name);
-            if let Some(place) = place
+            let below = set.below(filter).and_then(|below| set.filters.iter().position(|f| std::ptr::eq(f, below)));
+            if let Some(place) = below
                 && let Some(first) = &programs[place]
             {
                 audit.stacked(filter, program, &set.filters[place], first);

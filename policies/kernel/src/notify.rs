@@ -8,7 +8,8 @@
 //!
 //! One tracer at a time. What it leaves behind waits for the next one.
 
-use crate::sys_notify::{Answer, Sizes, Waiting};
+mod sys;
+
 use policy_set::bpf::Data;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
@@ -17,8 +18,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
+use sys::{Answer, Sizes, Waiting};
 
-/// First argument of the `prctl(2)` by which a trace build marks a filter (`policies/src/trace_sys.rs`).
+/// First argument of the `prctl(2)` by which a trace build marks a filter (`policies/src/trace/sys.rs`).
 const MARK: u32 = 0x564d_5452;
 /// How often `/proc` is searched for new processes, which wait until they are found.
 const SEARCH: Duration = Duration::from_millis(3);

@@ -5,10 +5,12 @@
 //! on whatever happens, for who traces is a thread of this process that lives for this one look, and the kernel lets go of all
 //! that an ended thread traced.
 
-use crate::sys::{self, Seen};
+mod sys;
+
 use policy_set::bpf::Instruction;
 use rustix::io::Errno;
 use std::time::{Duration, Instant};
+use sys::Seen;
 
 /// How long a thread may take to stand still. One that is inside the kernel where nothing interrupts it is let go.
 pub const PATIENCE: Duration = Duration::from_millis(500);

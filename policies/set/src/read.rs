@@ -309,9 +309,10 @@ fn texts(root: &Path, below: &str, into: &mut Vec<(String, String)>) -> Result<(
         if !(name.ends_with(".json") || name.ends_with(".nft")) {
             continue;
         }
-        let size = fs::metadata(&path).map_err(|e| failed(&path, &e))?.len();
-        if size > wire::FILE_MAX as u64 {
-            let what = format!("{size} bytes, {} at most", wire::FILE_MAX);
+        let about = fs::metadata(&path).map_err(|e| failed(&path, &e))?;
+        // Reading a FIFO would wait for who writes to it.
+        if !about.is_file() || about.len() > wire::FILE_MAX as u64 {
+            let what = format!("no plain file, or {} bytes of {} at most", about.len(), wire::FILE_MAX);
             return Err(Error { file: path.display().to_string(), line: None, what });
         }
         let text = fs::read_to_string(&path).map_err(|e| failed(&path, &e))?;

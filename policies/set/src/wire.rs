@@ -202,7 +202,6 @@ pub(crate) fn known(syscall: &str, arch: Arch) -> Result<(), String> {
 }
 
 fn condition(source: Source<'_>, raw: &RawValue) -> Result<Condition, Error> {
-    let line = source.line(raw.get());
     let wire: WireCondition = within(source, raw.get())?;
     let width = match wire.width {
         WireWidth::Dword => Width::Dword,
@@ -217,7 +216,8 @@ fn condition(source: Source<'_>, raw: &RawValue) -> Result<Condition, Error> {
         WireOp::Ge => Op::Ge,
         WireOp::MaskedEq(mask) => Op::MaskedEq(mask),
     };
-    let wrong = |what: String| Err(source.error(Some(line), what));
+    // Finding a line walks the file: only for who is told of it.
+    let wrong = |what: String| Err(source.error(Some(source.line(raw.get())), what));
     if wire.index > 5 {
         return wrong(format!("argument {}: a system call has six, from 0 to 5", wire.index));
     }

@@ -39,3 +39,14 @@ fn every_filter_compiles_and_does_with_a_call_what_its_file_says() {
         assert_eq!(ask("ptrace", [0; 6], filter.arch.audit()), Action::KillProcess, "{}", filter.file);
     }
 }
+
+#[test]
+fn what_is_no_plain_file_in_a_set_is_refused_and_not_waited_for() {
+    let root = std::env::temp_dir().join(format!("policy-set-{}", std::process::id()));
+    let file = root.join("seccomp/x86_64/netd.json");
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success());
+    let said = Set::from_folder(&root).unwrap_err().to_string();
+    std::fs::remove_dir_all(&root).unwrap();
+    assert!(said.contains("netd.json") && said.contains("no plain file"), "{said}");
+}
